@@ -1,0 +1,52 @@
+"""Every error trajmill raises on purpose."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+class TrajmillError(Exception):
+    """Root of all errors that a user can act on; the command line prints its message in one line."""
+
+
+class RecipeError(TrajmillError):
+    """The recipe or a flag is wrong: unknown key, bad value, missing path."""
+
+
+class SourceError(TrajmillError):
+    """A source's folder or file is not what it should be, as a whole (a bad record is a rejection, not an error)."""
+
+
+class StoreError(TrajmillError):
+    """The store cannot be opened, read or written."""
+
+
+class ReleaseError(TrajmillError):
+    """A release cannot be written or read."""
+
+
+class BalanceError(TrajmillError):
+    """Frames or records went missing between reader and store: a bug in trajmill, never committed."""
+
+
+class MissingExtraError(TrajmillError):
+    """An optional dependency is not installed."""
+
+
+def require(module: str, *, extra: str) -> Any:
+    """Import an optional dependency.
+
+    Args:
+        module: dotted module name.
+        extra: trajmill's extra that installs it.
+
+    Raises:
+        MissingExtraError: it is not installed; the message names the extra.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{module.partition('.')[0]} is not installed: pip install 'trajmill[{extra}]'"
+        ) from error

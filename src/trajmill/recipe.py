@@ -1,0 +1,237 @@
+"""The recipe: a TOML file that describes a whole build, checked before anything is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trajmill.errors import RecipeError
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MaterialsProject(_Section):
+    """Materials Project."""
+
+    path: Path | None = Field(None, description="folder with `tasks/` and `materials/` (JSON Lines) or `core/` and `collections/` (Delta Lake)")
+    layout: Literal["auto", "jsonl", "delta"] = Field("auto", description="which of the two forms the folder holds; auto looks")
+    tasks_without_material: Literal["reject", "keep"] = Field(
+        "reject", description="a task no materials document names has no licence and no verdict; keep takes it with a null licence"
+    )
+
+
+class Alexandria(_Section):
+    """Alexandria."""
+
+    path: Path | None = Field(None, description="folder with `*.json.bz2` path files at any depth; the functional is read from the path")
+    settings: Literal["mp", "unknown"] = Field(
+        "mp", description="mp infers +U and potentials by the rules of MP's input sets, unknown leaves them null (and so the corrected energy)"
+    )
+
+
+class Oqmd(_Section):
+    """OQMD."""
+
+    path: Path | None = Field(None, description="the SQL dump, `qmdb__v1_8__022026.sql.gz`")
+    stress: Literal["null", "kbar"] = Field("null", description="null, or take the stored numbers as kBar with VASP's sign")
+    initial_structures: bool = Field(True, description="keep the unlabelled first geometries (role `input`); else `targets` rejects them")
+
+
+class Rule(_Section):
+    """A rule that is on or off."""
+
+    enabled: bool = Field(True, description="off keeps what the rule would reject")
+
+
+class License(Rule):
+    """The `license` rule."""
+
+    accept: tuple[str, ...] = Field(("BY-C",), description="builder licences of MP materials to keep")
+
+
+class Elements(Rule):
+    """The `elements` rule."""
+
+    exclude: dict[str, tuple[str, ...]] = Field({"alexandria": ("Yb",)}, description="elements to leave out, by source")
+
+
+class ElectronicConvergence(Rule):
+    """The `electronic_convergence` rule."""
+
+    unknown: Literal["reject", "keep"] = Field("reject", description="frames whose electronic steps or limit are not recorded")
+
+
+class Geometry(Rule):
+    """The `geometry` rule."""
+
+    min_volume: Positive = Field(0.1, description="A^3 per atom")
+    min_distance: Positive = Field(0.5, description="A, between any two atoms, periodic images included")
+
+
+class EnergyWindow(Rule):
+    """The `energy_window` rule."""
+
+    above: Positive = Field(1.0, description="eV/atom above the final frame")
+    below: Positive = Field(0.5, description="eV/atom below the final frame")
+
+
+class MaxForce(Rule):
+    """The `max_force` rule."""
+
+    enabled: bool = Field(False, description="off keeps what the rule would reject")
+    threshold: Positive = Field(50.0, description="eV/A, largest norm of a force on an atom")
+
+
+class PrimaryAgreement(Rule):
+    """The `primary_agreement` rule."""
+
+    tolerance: Positive = Field(0.020, description="eV/atom between final energies, both sides")
+
+
+class Rules(_Section):
+    """Rules in the order they run; the first that rejects a frame owns it."""
+
+    license: License = License()
+    deprecated: Rule = Rule()
+    task_type: Rule = Rule()
+    unsupported_functional: Rule = Rule()
+    elements: Elements = Elements()
+    oqmd_duplicate: Rule = Rule()
+    ordered_sites: Rule = Rule()
+    site_order: Rule = Rule()
+    relaxation_record: Rule = Rule()
+    relaxation_converged: Rule = Rule()
+    targets: Rule = Rule()
+    zero_forces: Rule = Rule()
+    electronic_convergence: ElectronicConvergence = ElectronicConvergence()
+    geometry: Geometry = Geometry()
+    duplicate_frames: Rule = Rule()
+    energy_window: EnergyWindow = EnergyWindow()
+    max_force: MaxForce = MaxForce()
+    duplicate_trajectory: Rule = Rule()
+    primary_agreement: PrimaryAgreement = PrimaryAgreement()
+
+
+class Annotation(_Section):
+    """What is computed for each kept frame."""
+
+    space_group: bool = Field(True, description="space group of every frame with moyopy")
+    symprec: Positive = Field(1e-4, description="A, tolerance of the symmetry search")
+    energy_corrected: bool = Field(True, description="MaterialsProject2020Compatibility for PBE")
+
+
+class Store(_Section):
+    """Where committed frames live."""
+
+    path: Path | None = Field(None, description="folder of the Delta Lake table")
+
+
+class Engine(_Section):
+    """Where the work runs."""
+
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="worker processes; 0 takes one per core")
+
+
+class Release(_Section):
+    """How a release is written."""
+
+    stress: Literal["auto", "ev", "kbar"] = Field("auto", description="auto: eV/A^3 with ASE's sign, for the schema `lemat-traj` kBar with VASP's")
+    format: Literal["trajmill", "lemat-traj"] = Field("trajmill", description="all columns, or exactly the 25 published ones")
+    rows_per_file: Annotated[int, Field(ge=1)] = Field(500_000, description="frames per Parquet file")
+
+
+class Recipe(_Section):
+    """A whole build."""
+
+    mp: MaterialsProject = MaterialsProject()
+    alexandria: Alexandria = Alexandria()
+    oqmd: Oqmd = Oqmd()
+    rules: Rules = Rules()
+    annotation: Annotation = Annotation()
+    store: Store = Store()
+    engine: Engine = Engine()
+    release: Release = Release()
+
+    def content_digest(self, source: str) -> str:
+        """Digest everything that decides what a source's rows are: its options, the frame rules, the annotations.
+
+        Paths and the number of workers are not part of it, nor are the rules that run at release.
+        """
+        content = {
+            "source": getattr(self, source).model_dump(mode="json", exclude={"path", "layout"}),
+            "rules": self.rules.model_dump(mode="json", exclude={"duplicate_trajectory", "primary_agreement"}),
+            "annotation": self.annotation.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+BUILT_IN: dict[str, Recipe] = {"lemat-traj": Recipe()}
+"""Recipes that come with trajmill: `lemat-traj` is the published dataset's curation, corrected."""
+
+
+def load(path: str | Path | None = None, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: TOML file or the name of a built-in recipe; None takes the defaults.
+        settings: overrides as `section.key=value`, the value in TOML syntax (bare words are taken as strings).
+
+    Raises:
+        RecipeError: unreadable file, unknown key, bad value; says which and what is allowed.
+    """
+    if path is None or str(path) in BUILT_IN:
+        content: dict[str, Any] = {} if path is None else BUILT_IN[str(path)].model_dump(mode="python", exclude_defaults=True)
+        origin = "recipe"
+    else:
+        origin = str(path)
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot be read ({error.strerror}); built-in recipes: {', '.join(BUILT_IN)}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: not a TOML file ({error})") from error
+    for setting in settings:
+        _override(content, setting)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: {_explain(error)}") from error
+
+
+def _override(content: dict[str, Any], setting: str) -> None:
+    """Put `section.key=value` into a parsed recipe."""
+    name, equals, text = setting.partition("=")
+    *sections, key = name.strip().split(".")
+    if not equals or not sections:
+        raise RecipeError(f"--set {setting}: write it as section.key=value, for example mp.tasks_without_material=keep")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"--set {setting}: {section} is a value, not a section")
+    content[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first fault of a recipe in one line, with the keys that would be known there."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        section: type[BaseModel] = Recipe
+        for part in fault["loc"][:-1]:
+            section = type(getattr(section(), str(part)))
+        return f"unknown key {where}; known here: {', '.join(section.model_fields)}"
+    return f"{where}: {fault['msg']} (got {fault.get('input')!r})"

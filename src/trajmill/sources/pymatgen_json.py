@@ -1,0 +1,154 @@
+"""pymatgen's JSON structures, as the Materials Project and Alexandria write them, to arrays of a whole trajectory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from trajmill.elements import NUMBERS
+from trajmill.trajectory import FloatArray
+
+T = TypeVar("T")
+Rows = list[list[float | None]]
+
+
+class Species(msgspec.Struct, gc=False):
+    """An element on a site with its occupancy."""
+
+    element: str
+    occu: float = 1.0
+
+
+class Site(msgspec.Struct, gc=False):
+    """A site; `abc` are fractional, `xyz` Cartesian coordinates (A), either may be missing."""
+
+    species: list[Species]
+    abc: list[float] | None = None
+    xyz: list[float] | None = None
+
+
+class Lattice(msgspec.Struct, gc=False):
+    """Lattice vectors as rows, A."""
+
+    matrix: list[list[float]]
+
+
+class Structure(msgspec.Struct, gc=False):
+    """A pymatgen Structure dictionary."""
+
+    lattice: Lattice
+    sites: list[Site]
+
+
+def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+    """Decode JSON, also the NaN and Infinity that Python writes and the JSON standard does not know.
+
+    Raises:
+        ValueError: not JSON, or not of the decoder's type.
+    """
+    try:
+        return decoder.decode(raw)
+    except msgspec.DecodeError:
+        try:
+            return msgspec.convert(json.loads(raw), decoder.type)  # slow, exact: values are parsed, text is not replaced
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+
+
+def stack(values: Sequence[Any], shape: tuple[int, ...], name: str, faults: dict[int, str]) -> FloatArray:
+    """Stack one nested list per frame into an array.
+
+    Args:
+        values: per frame a nested list of numbers; None where the source has none.
+        shape: shape of one frame.
+        name: what these numbers are, for the fault text.
+        faults: receives a text for each frame whose numbers do not have this shape.
+
+    Returns:
+        (n_frames, *shape); NaN for null numbers, and for the whole frame where it is missing or ragged.
+    """
+    try:
+        array = np.array(values, dtype=np.float64)  # None becomes NaN
+        if array.shape == (len(values), *shape):
+            return array
+    except (TypeError, ValueError):
+        pass
+    array = np.full((len(values), *shape), np.nan)
+    for i, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            frame = np.array(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            faults.setdefault(i, f"{name}: {_ragged(value, shape)}")
+            continue
+        if frame.shape == shape:
+            array[i] = frame
+        elif frame.ndim:  # a frame that is None as a whole is missing, not malformed
+            faults.setdefault(i, f"{name} has shape {frame.shape}, expected {shape}")
+    return array
+
+
+def _ragged(value: Any, shape: tuple[int, ...]) -> str:
+    """Say which row of a nested list has the wrong length."""
+    for k, row in enumerate(value):
+        if not isinstance(row, list) or len(row) != shape[-1]:
+            n = len(row) if isinstance(row, list) else 0
+            return f"row {k} has {n} components, expected {shape[-1]}"
+    return "not numbers"
+
+
+def structure_arrays(
+    structures: Sequence[Structure | None], faults: dict[int, str]
+) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
+    """Turn the structures of a trajectory into arrays.
+
+    Positions are fractional coordinates times the lattice, as pymatgen reads them; `xyz` is used where `abc` is missing.
+
+    Args:
+        structures: one per frame; None where it is missing.
+        faults: receives a text for each frame that has no usable structure.
+
+    Returns:
+        numbers (n_atoms,), lattice (n_frames, 3, 3) A and positions (n_frames, n_atoms, 3) A; NaN in faulty frames.
+        The first readable frame decides the sites; a frame with others is faulty.
+    """
+    sites: list[str] | None = None
+    matrices: list[Any] = []
+    coordinates: list[Any] = []
+    cartesian: list[int] = []
+    for i, structure in enumerate(structures):
+        matrices.append(None)
+        coordinates.append(None)
+        if structure is None:
+            faults.setdefault(i, "no structure")
+            continue
+        if any(len(site.species) != 1 or site.species[0].occu != 1 for site in structure.sites):
+            faults.setdefault(i, "a site is not occupied by exactly one element")
+            continue
+        symbols = [site.species[0].element for site in structure.sites]
+        if symbols != sites:
+            if not symbols or (unknown := sorted(set(symbols) - NUMBERS.keys())):
+                faults.setdefault(i, f"unknown elements {', '.join(unknown)}" if symbols else "no sites")
+                continue
+            if sites is not None:
+                same = len(symbols) == len(sites)
+                faults.setdefault(i, "other elements or order of sites than before" if same else f"{len(symbols)} sites, {len(sites)} before")
+                continue
+            sites = symbols
+        matrices[i] = structure.lattice.matrix
+        coordinates[i] = [site.abc for site in structure.sites]
+        if None in coordinates[i]:
+            coordinates[i] = [site.xyz for site in structure.sites]
+            cartesian.append(i)
+    numbers = np.array([NUMBERS[s] for s in sites or ()], dtype=np.int64)
+    lattice = stack(matrices, (3, 3), "lattice", faults)
+    raw = stack(coordinates, (len(numbers), 3), "positions", faults)
+    positions = raw @ lattice
+    positions[cartesian] = raw[cartesian]
+    return numbers, lattice, positions
