@@ -23,19 +23,28 @@ class _Section(BaseModel):
 class MaterialsProject(_Section):
     """Materials Project."""
 
-    path: Path | None = Field(None, description="folder with `tasks/` and `materials/` (JSON Lines) or `core/` and `collections/` (Delta Lake)")
-    layout: Literal["auto", "jsonl", "delta"] = Field("auto", description="which of the two forms the folder holds; auto looks")
+    path: Path | None = Field(
+        None,
+        description="folder with `tasks/` and `materials/` (JSON Lines) or `core/` and `collections/` (Delta Lake)",
+    )
+    layout: Literal["auto", "jsonl", "delta"] = Field(
+        "auto", description="which of the two forms the folder holds; auto looks"
+    )
     tasks_without_material: Literal["reject", "keep"] = Field(
-        "reject", description="a task no materials document names has no licence and no verdict; keep takes it with a null licence"
+        "reject",
+        description="a task no materials document names has no licence and no verdict; keep takes it with a null licence",
     )
 
 
 class Alexandria(_Section):
     """Alexandria."""
 
-    path: Path | None = Field(None, description="folder with `*.json.bz2` path files at any depth; the functional is read from the path")
+    path: Path | None = Field(
+        None, description="folder with `*.json.bz2` path files at any depth; the functional is read from the path"
+    )
     settings: Literal["mp", "unknown"] = Field(
-        "mp", description="mp infers +U and potentials by the rules of MP's input sets, unknown leaves them null (and so the corrected energy)"
+        "mp",
+        description="mp infers +U and potentials by the rules of MP's input sets, unknown leaves them null (and so the corrected energy)",
     )
 
 
@@ -43,8 +52,12 @@ class Oqmd(_Section):
     """OQMD."""
 
     path: Path | None = Field(None, description="the SQL dump, `qmdb__v1_8__022026.sql.gz`")
-    stress: Literal["null", "kbar"] = Field("null", description="null, or take the stored numbers as kBar with VASP's sign")
-    initial_structures: bool = Field(True, description="keep the unlabelled first geometries (role `input`); else `targets` rejects them")
+    stress: Literal["null", "kbar"] = Field(
+        "null", description="null, or take the stored numbers as kBar with VASP's sign"
+    )
+    initial_structures: bool = Field(
+        True, description="keep the unlabelled first geometries (role `input`); else `targets` rejects them"
+    )
 
 
 class Rule(_Section):
@@ -68,7 +81,9 @@ class Elements(Rule):
 class ElectronicConvergence(Rule):
     """The `electronic_convergence` rule."""
 
-    unknown: Literal["reject", "keep"] = Field("reject", description="frames whose electronic steps or limit are not recorded")
+    unknown: Literal["reject", "keep"] = Field(
+        "reject", description="frames whose electronic steps or limit are not recorded"
+    )
 
 
 class Geometry(Rule):
@@ -145,8 +160,12 @@ class Engine(_Section):
 class Release(_Section):
     """How a release is written."""
 
-    stress: Literal["auto", "ev", "kbar"] = Field("auto", description="auto: eV/A^3 with ASE's sign, for the schema `lemat-traj` kBar with VASP's")
-    format: Literal["trajmill", "lemat-traj"] = Field("trajmill", description="all columns, or exactly the 25 published ones")
+    stress: Literal["auto", "ev", "kbar"] = Field(
+        "auto", description="auto: eV/A^3 with ASE's sign, for the schema `lemat-traj` kBar with VASP's"
+    )
+    format: Literal["trajmill", "lemat-traj"] = Field(
+        "trajmill", description="all columns, or exactly the 25 published ones"
+    )
     rows_per_file: Annotated[int, Field(ge=1)] = Field(500_000, description="frames per Parquet file")
 
 
@@ -190,14 +209,18 @@ def load(path: str | Path | None = None, settings: Iterable[str] = ()) -> Recipe
         RecipeError: unreadable file, unknown key, bad value; says which and what is allowed.
     """
     if path is None or str(path) in BUILT_IN:
-        content: dict[str, Any] = {} if path is None else BUILT_IN[str(path)].model_dump(mode="python", exclude_defaults=True)
+        content: dict[str, Any] = (
+            {} if path is None else BUILT_IN[str(path)].model_dump(mode="python", exclude_defaults=True)
+        )
         origin = "recipe"
     else:
         origin = str(path)
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise RecipeError(f"{path}: cannot be read ({error.strerror}); built-in recipes: {', '.join(BUILT_IN)}") from error
+            raise RecipeError(
+                f"{path}: cannot be read ({error.strerror}); built-in recipes: {', '.join(BUILT_IN)}"
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: not a TOML file ({error})") from error
     for setting in settings:

@@ -55,7 +55,9 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
         return decoder.decode(raw)
     except msgspec.DecodeError:
         try:
-            return msgspec.convert(json.loads(raw), decoder.type)  # slow, exact: values are parsed, text is not replaced
+            return msgspec.convert(
+                json.loads(raw), decoder.type
+            )  # slow, exact: values are parsed, text is not replaced
         except RecursionError as error:
             raise ValueError("nested too deeply") from error
 
@@ -138,7 +140,12 @@ def structure_arrays(
                 continue
             if sites is not None:
                 same = len(symbols) == len(sites)
-                faults.setdefault(i, "other elements or order of sites than before" if same else f"{len(symbols)} sites, {len(sites)} before")
+                faults.setdefault(
+                    i,
+                    "other elements or order of sites than before"
+                    if same
+                    else f"{len(symbols)} sites, {len(sites)} before",
+                )
                 continue
             sites = symbols
         matrices[i] = structure.lattice.matrix

@@ -1,0 +1,101 @@
+"""A whole build: all assets of all sources of a recipe into one store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trajmill.engines.base import Done, Event, Failed, Task
+from trajmill.engines.local import LocalEngine
+from trajmill.errors import RecipeError, StoreError
+from trajmill.pipeline import Job, Unchanged, build_asset
+from trajmill.recipe import Recipe
+from trajmill.sources import open_sources
+from trajmill.stores.base import Balance
+from trajmill.stores.delta import DeltaStore
+
+
+@dataclass
+class BuildSummary:
+    """What a build did.
+
+    Attributes:
+        version: store version at the end.
+        built: balance of each asset that was built and committed.
+        unchanged: assets that were up to date.
+        failed: why an asset could not be built, by asset.
+        vanished: assets of the store that the sources no longer list; their rows were kept.
+        stopped: whether it was told to stop before all assets were done.
+    """
+
+    version: int = 0
+    built: dict[str, Balance] = field(default_factory=dict)
+    unchanged: list[str] = field(default_factory=list)
+    failed: dict[str, Failed] = field(default_factory=dict)
+    vanished: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def balance(self) -> Balance:
+        """What was built, summed up."""
+        return sum(self.built.values(), Balance())
+
+
+class Listener:
+    """What a build tells while it runs; override what is of interest."""
+
+    def preparing(self, source: str) -> None:
+        """Told before a source joins or partitions its raw files, which can take long."""
+
+    def started(self, assets: dict[str, int]) -> None:
+        """Told the bytes of every asset once all are listed."""
+
+    def happened(self, event: Event) -> None:
+        """Told whatever the engine tells, after it was acted on."""
+
+
+def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
+    """Build everything a recipe asks for that the store does not have yet.
+
+    Every asset is one atomic commit; stopping at any moment and running again loses and repeats nothing.
+
+    Raises:
+        RecipeError: paths missing.
+        SourceError: a source's folder holds nothing to read.
+        StoreError: the store cannot be opened or written; what was committed before is unharmed.
+        KeyboardInterrupt: stopped by a second Ctrl-C; what was committed before is unharmed.
+    """
+    listener = listener or Listener()
+    if recipe.store.path is None:
+        raise RecipeError("store.path: say where the store is to be (--out, or [store] path in the recipe)")
+    sources = open_sources(recipe)
+    store = DeltaStore(recipe.store.path, create=True)
+    jobs: dict[str, Job] = {}
+    for source in sources:
+        listener.preparing(source.name)
+        source.prepare(store.path / "_work" / source.name)
+        for asset in source.assets():
+            jobs[asset.name] = Job(source, asset, recipe, store.path)
+    listener.started({name: job.asset.size for name, job in jobs.items()})
+    summary = BuildSummary()
+    names = {source.name for source in sources}
+    summary.vanished = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in names]
+    # the largest first, so that none is left running alone at the end
+    tasks = [Task(n, build_asset, j) for n, j in sorted(jobs.items(), key=lambda item: (-item[1].asset.size, item[0]))]
+    engine = LocalEngine(recipe.engine.workers)
+    for event in engine.run(tasks):
+        if isinstance(event, Done):
+            if isinstance(event.value, Unchanged):
+                summary.unchanged.append(event.name)
+            else:
+                store.commit(event.value)
+                summary.built[event.name] = event.value.balance
+        elif isinstance(event, Failed):
+            if isinstance(event.error, StoreError):
+                raise event.error  # no other asset would fare better
+            summary.failed[event.name] = event
+        listener.happened(event)
+    summary.stopped = len(summary.built) + len(summary.unchanged) + len(summary.failed) < len(jobs)
+    summary.version = DeltaStore(store.path).version
+    return summary
+
+

@@ -1,0 +1,56 @@
+"""Rules on the labels: is the energy there, are the forces, did the electrons converge."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trajmill import recipe
+from trajmill.annotation.symmetry import SYMPREC, forces_vanish_by_symmetry
+from trajmill.trajectory import Trajectory
+
+
+def targets(t: Trajectory, _: recipe.Rule) -> dict[int, str]:
+    """Keep frames with a finite energy and all force components finite."""
+    energy = np.isfinite(t.energy)
+    forces = np.isfinite(t.forces)
+    good = energy & forces.all(axis=(1, 2)) & (t.n_atoms > 0)
+    rejected = {}
+    for i in np.flatnonzero(t.labelled & ~good):
+        missing = ~forces[i].all(axis=1)
+        if text := t.faults.get(int(i)):
+            rejected[int(i)] = text
+        elif not energy[i]:
+            rejected[int(i)] = "energy is missing or not finite"
+        elif missing.all():
+            rejected[int(i)] = "forces are missing"
+        else:
+            atom = int(np.flatnonzero(missing)[0])
+            rejected[int(i)] = f"force on atom {atom} is missing or not finite"
+    return rejected
+
+
+def zero_forces(t: Trajectory, _: recipe.Rule) -> dict[int, str]:
+    """Keep frames with a force, or without one where site symmetry (or a single atom) allows none.
+
+    Readers of some sources store a force they could not read as exact zero.
+    """
+    zero = np.flatnonzero(t.labelled & ~t.forces.any(axis=(1, 2)))
+    if not len(zero) or t.n_atoms == 1:
+        return {}
+    allowed = forces_vanish_by_symmetry(t.lattice[zero], t.positions[zero], t.numbers, symprec=SYMPREC)
+    return {int(i): "all forces are exactly 0 and no symmetry asks for it" for i in zero[~allowed]}
+
+
+def electronic_convergence(t: Trajectory, options: recipe.ElectronicConvergence) -> dict[int, str]:
+    """Keep frames whose electronic steps stayed below the limit of their calculation."""
+    unknown = np.full(len(t), -1, np.int32)
+    steps = unknown if t.electronic_steps is None else t.electronic_steps
+    limit = unknown if t.nelm is None else t.nelm
+    known = (steps > 0) & (limit > 0)
+    rejected = {
+        int(i): f"{steps[i]} electronic steps, NELM {limit[i]}" for i in np.flatnonzero(known & (steps >= limit))
+    }
+    if options.unknown == "reject":
+        text = "electronic steps or NELM not recorded"
+        rejected |= dict.fromkeys(np.flatnonzero(~known).tolist(), text)
+    return rejected

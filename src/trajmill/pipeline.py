@@ -1,0 +1,190 @@
+"""The flow of a build: source -> read -> curate -> annotate -> encode -> store, one asset at a time."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from trajmill.annotation import annotate
+from trajmill.codec import encode, encode_rejections
+from trajmill.curation import curate
+from trajmill.errors import BalanceError
+from trajmill.recipe import Recipe
+from trajmill.schema import DATA_MODEL_VERSION
+from trajmill.sources.base import Asset, Record, Rejection, Source
+from trajmill.stores.base import AssetWriter, Balance, Commit
+from trajmill.stores.delta import DeltaStore
+from trajmill.trajectory import Trajectory
+
+BATCH_ATOMS = 100_000
+"""Atoms (of all frames) that are encoded at once: some 20 MB of arrays."""
+
+BATCH_REJECTIONS = 10_000
+"""Rejections that are encoded at once."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One asset to build; all a worker needs."""
+
+    source: Source
+    asset: Asset
+    recipe: Recipe
+    store: Path
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The asset's rows are what this recipe makes of this raw file already."""
+
+    asset: str
+
+
+Report = Callable[[int, int], None]
+"""Told from time to time how many frames of the asset were read and rejected so far."""
+
+
+def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchanged:
+    """Build the rows of one asset and leave them beside the table, ready to be committed.
+
+    Raises:
+        BalanceError: kept + rejected is not what the reader counted.
+        StoreError: the rows cannot be written.
+    """
+    store = DeltaStore(job.store)
+    name, source = job.asset.name, job.source
+    parts = [source.raw_digest(job.asset), job.recipe.content_digest(source.name), str(DATA_MODEL_VERSION), name]
+    # facts are looked up for the records the asset had; the raw digest vouches that it has the same ones now
+    if store.committed(name, fingerprint(*parts, source.facts_digest(store.task_ids(name)))):
+        return Unchanged(name)
+    writer = store.writer(name)
+    mill = _Mill(job, writer)
+    collecting = gc.isenabled()
+    gc.disable()  # records are trees of many small objects without cycles
+    try:
+        for record in source.read(job.asset):
+            mill.add(record)
+            report(mill.balance.frames, mill.balance.rejected.total())
+        mill.finish()
+        facts = source.facts_digest(mill.task_ids)
+        digest = fingerprint(*parts, facts)
+        files = writer.close(digest, package_versions())
+    except BaseException:
+        writer.abort()
+        raise
+    finally:
+        if collecting:
+            gc.enable()
+    return Commit(name, digest, files, mill.balance, package_versions())
+
+
+@dataclass
+class _Mill:
+    """Takes an asset's records, writes their rows, keeps count."""
+
+    job: Job
+    writer: AssetWriter
+    balance: Balance = field(default_factory=Balance)
+    task_ids: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    pending: dict[str, list[Trajectory]] = field(default_factory=lambda: {"frame": [], "input": []})
+    atoms: Counter[str] = field(default_factory=Counter)
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def add(self, record: Record) -> None:
+        """Curate and annotate a record, check its balance, queue its rows."""
+        recipe = self.job.recipe
+        rejections = list(record.rejections)
+        kept: list[Trajectory] = []
+        for trajectory in record.trajectories:
+            rest, turned_away = curate(trajectory, recipe.rules)
+            rejections += turned_away
+            if rest is not None and (repeated := self._repeated(rest)):
+                rejections.append(repeated)
+            elif rest is not None:
+                kept.append(annotate(rest, recipe.annotation))
+        self.balance += _count(record, kept, rejections, self.job.asset)
+        self.task_ids.update(x.task_id for x in (*kept, *rejections) if x.task_id is not None)
+        for trajectory in kept:
+            self._queue("frame", trajectory.select(trajectory.labelled))
+            self._queue("input", trajectory.select(~trajectory.labelled))
+        self.rejections += rejections
+        if len(self.rejections) >= BATCH_REJECTIONS:
+            self._flush_rejections()
+
+    def _repeated(self, t: Trajectory) -> Rejection | None:
+        """Turn away an identifier that came before in the same asset, so that ids are unique by construction."""
+        if t.trajectory_id not in self.seen:
+            self.seen.add(t.trajectory_id)
+            return None
+        return Rejection(
+            source=t.source, asset=t.asset, rejected_by="duplicate_trajectory", n_frames=len(t), task_id=t.task_id,
+            detail="came before in the same file", trajectory_id=t.trajectory_id, immutable_id=t.immutable_id,
+            functional=t.functional, run_type=t.run_type,
+        )  # fmt: skip
+
+    def _queue(self, role: str, trajectory: Trajectory) -> None:
+        if len(trajectory):
+            self.pending[role].append(trajectory)
+            self.atoms[role] += len(trajectory) * trajectory.n_atoms
+            if self.atoms[role] >= BATCH_ATOMS:
+                self._flush(role)
+
+    def _flush(self, role: str) -> None:
+        self.writer.write(role, encode(self.pending[role]))
+        self.pending[role].clear()
+        self.atoms[role] = 0
+
+    def _flush_rejections(self) -> None:
+        self.writer.write("rejection", encode_rejections(self.rejections))
+        self.rejections.clear()
+
+    def finish(self) -> None:
+        """Write what is still queued."""
+        for role, trajectories in self.pending.items():
+            if trajectories:
+                self._flush(role)
+        if self.rejections:
+            self._flush_rejections()
+
+
+def _count(record: Record, kept: list[Trajectory], rejections: list[Rejection], asset: Asset) -> Balance:
+    """Count a record and check that nothing of it went missing."""
+    rejected: Counter[str] = Counter()
+    for rejection in rejections:
+        rejected[rejection.rejected_by] += rejection.n_frames or 0
+    frames = sum(len(t) for t in kept)
+    if record.n_frames != frames + rejected.total() or not (kept or rejections):
+        who = next((x.task_id for x in (*record.trajectories, *rejections)), None)
+        raise BalanceError(
+            f"{asset.name}: record {who} has {record.n_frames} frames, "
+            f"but {frames} were kept and {rejected.total()} rejected; please report this"
+        )
+    return Balance(
+        records=1,
+        frames=record.n_frames,
+        records_kept=int(bool(kept)),
+        kept=frames,
+        inputs=sum(int((~t.labelled).sum()) for t in kept),
+        rejected=rejected,
+        records_rejected=Counter() if kept else Counter([rejections[-1].rejected_by]),
+        no_space_group=sum(int((t.space_group == 0).sum()) for t in kept if t.space_group is not None),
+    )
+
+
+def fingerprint(*parts: str) -> str:
+    """Digest all that decides an asset's rows."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what rows contain."""
+    return {name: version(name) for name in ("trajmill", "moyopy", "numpy", "pyarrow", "pymatgen")}

@@ -1,0 +1,257 @@
+"""Alexandria: geometry optimisation paths, bz2 of one JSON object `{"agm000123456": [run, ...], ...}` a file."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import msgspec
+import numpy as np
+
+from trajmill import recipe
+from trajmill.errors import SourceError
+from trajmill.sources import mp_settings
+from trajmill.sources.base import Asset, Record, Rejection
+from trajmill.sources.files import read_ahead, sha256
+from trajmill.sources.pymatgen_json import Rows, Structure, decode, stack, structure_arrays
+from trajmill.trajectory import Trajectory
+from trajmill.units import stress_from_vasp
+
+FUNCTIONALS = {"pbesol": "pbesol", "pbe": "pbe"}
+"""Functional by what a part of the path begins with; pbesol comes first because pbe begins it."""
+
+KEY = re.compile(rb'"(agm\d+)"\s*:\s*')
+LISTED = re.compile(r'href="([^"/]+)"[^\n]*?</a>\s+(\d{2}-\w{3}-\d{4} \d{2}:\d{2})')
+
+
+class Step(msgspec.Struct, gc=False):
+    """An ionic step; stress in kBar with VASP's sign."""
+
+    structure: Structure | None = None
+    energy: float | None = None
+    forces: Rows | None = None
+    stress: Rows | None = None
+
+
+class Run(msgspec.Struct, gc=False):
+    """A VASP relaxation."""
+
+    steps: list[Step] | None = None
+    ENMAX: float | None = None
+
+
+RUNS = msgspec.json.Decoder(list[Run])
+
+
+@dataclass(frozen=True)
+class Alexandria:
+    """Path files below a folder, old and new layout alike."""
+
+    root: Path
+    options: recipe.Alexandria = field(default_factory=recipe.Alexandria)
+    name: str = "alexandria"
+
+    def prepare(self, workspace: Path) -> None:
+        """Nothing is joined."""
+
+    def assets(self) -> list[Asset]:
+        """List all `*.json.bz2`; the date comes from the listing page (`index.html`) saved beside them."""
+        files = sorted(self.root.rglob("*.json.bz2"))
+        if not files:
+            raise SourceError(
+                f"{self.root}: no *.json.bz2 path files here; point alexandria.path at the folder that holds them"
+            )
+        dates = {folder: _listed_dates(folder / "index.html") for folder in {f.parent for f in files}}
+        return [
+            Asset(
+                name=f"{self.name}/{f.relative_to(self.root).as_posix()}",
+                path=f,
+                size=f.stat().st_size,
+                modified=dates[f.parent].get(f.name),
+            )
+            for f in files
+        ]
+
+    def raw_digest(self, asset: Asset) -> str:
+        """Digest the compressed file."""
+        return sha256(asset.path)
+
+    def facts_digest(self, task_ids: Iterable[str]) -> str:
+        """Nothing is joined."""
+        return ""
+
+    def read(self, asset: Asset) -> Iterator[Record]:
+        """Stream the ids of a shard; a damaged id costs itself, a truncated file its last id."""
+        functional = _functional(asset.path)
+        chunks = read_ahead(lambda: cast("BinaryIO", bz2.open(asset.path)))
+        for key, raw, error in split(chunks):
+            try:
+                if error:
+                    raise ValueError(error)
+                yield self._record(asset, key, _runs(raw), functional)
+            except ValueError as problem:
+                yield Record(
+                    n_frames=0, rejections=(self._rejection(asset, key or None, "readable", str(problem), None),)
+                )
+
+    def _record(self, asset: Asset, key: str, runs: list[tuple[Run, dict[int, str]]], functional: str | None) -> Record:
+        """Make the trajectory of one id."""
+        steps: list[Step] = []
+        faults: dict[int, str] = {}
+        number: list[int] = []
+        encut: list[float] = []
+        for k, (run, run_faults) in enumerate(runs):
+            faults |= {len(steps) + i: text for i, text in run_faults.items()}
+            n = len(run.steps or ())
+            steps.extend(run.steps or ())
+            number.extend([k] * n)
+            encut.extend([np.nan if run.ENMAX is None else run.ENMAX] * n)
+        if not steps:
+            return Record(n_frames=0, rejections=(self._rejection(asset, key, "targets", "no ionic steps", 0),))
+        numbers, lattice, positions = structure_arrays([s.structure for s in steps], faults)
+        trajectory = Trajectory(
+            source=self.name,
+            asset=asset.name,
+            task_id=key,
+            trajectory_id=f"{key}-{functional or 'unknown'}",
+            immutable_id=key,
+            numbers=numbers,
+            lattice=lattice,
+            positions=positions,
+            energy=stack([s.energy for s in steps], (), "energy", faults),
+            forces=stack([s.forces for s in steps], (len(numbers), 3), "forces", faults),
+            stress=stress_from_vasp(stack([s.stress for s in steps], (3, 3), "stress", {})),
+            relaxation_number=np.array(number, np.int32),
+            relaxation_step=np.arange(len(steps), dtype=np.int32),
+            functional=functional,
+            run_type=None,
+            encut=np.array(encut),
+            last_modified=asset.modified,
+            findings={} if functional else {"unsupported_functional": "no functional in the file's path"},
+            faults=faults,
+        )
+        return Record(n_frames=len(steps), trajectories=(self._with_settings(trajectory),))
+
+    def _with_settings(self, t: Trajectory) -> Trajectory:
+        """Infer +U and potentials of PBE runs from MP's input set, which Alexandria follows but does not record."""
+        from dataclasses import replace
+
+        if t.functional == "pbesol":
+            return replace(t, run_type="PBEsol")
+        if t.functional != "pbe" or self.options.settings == "unknown":
+            return t
+        u = mp_settings.hubbard_u(t.composition)
+        names = mp_settings.potentials(t.composition)
+        return replace(t, run_type="GGA+U" if u else "GGA", hubbard_u=u, potentials=names)
+
+    def _rejection(self, asset: Asset, key: str | None, rule: str, detail: str, n_frames: int | None) -> Rejection:
+        return Rejection(
+            source=self.name,
+            asset=asset.name,
+            rejected_by=rule,
+            detail=detail,
+            n_frames=n_frames,
+            task_id=key,
+            immutable_id=key,
+        )
+
+
+def split(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes, str]]:
+    """Cut a path file into its records at the top-level keys, holding one record in memory.
+
+    Keys are found by their form (`"agm..." :`), not by counting brackets, so that damage inside a record ends with it.
+
+    Yields:
+        id, JSON text of its runs, and what is wrong with the file there (empty for a good record, the id is empty
+        when the fault belongs to no record).
+    """
+    buffer = bytearray()
+    key: str | None = None
+    error = ""
+    begin = searched = 0
+    try:
+        for chunk in chunks:
+            buffer += chunk
+            while match := KEY.search(buffer, searched):
+                if key is None:
+                    if bytes(buffer[: match.start()]).strip() != b"{":
+                        yield "", b"", f"unexpected text before the first id: {_excerpt(buffer)}"
+                else:
+                    yield key, bytes(buffer[begin : match.start()]).rstrip().removesuffix(b","), ""
+                key, begin = match[1].decode(), match.end() - match.start()
+                del buffer[: match.start()]
+                searched = begin
+            searched = max(begin, len(buffer) - 64)  # a key may lie across two chunks
+    except (EOFError, OSError, ValueError) as problem:
+        error = f"damaged or truncated file: {problem}"
+    rest = bytes(buffer[begin:]).rstrip()
+    if key is None:
+        if error or rest.replace(b" ", b"") != b"{}":
+            what = _excerpt(buffer) if buffer else "nothing"
+            yield "", b"", error or f"no Alexandria ids in this file, it holds {what}"
+    elif error:
+        yield key, b"", error
+    else:
+        whole = rest.endswith(b"}")
+        yield key, rest[:-1], "" if whole else "the file ends inside this record"
+
+
+def _excerpt(buffer: bytearray) -> str:
+    return repr(bytes(buffer[:40]).decode("latin-1"))
+
+
+def _runs(raw: bytes) -> list[tuple[Run, dict[int, str]]]:
+    """Decode the runs of an id, with a text for each step that is malformed.
+
+    Raises:
+        ValueError: the record as a whole is no JSON list of runs.
+    """
+    try:
+        return [(run, {}) for run in decode(RUNS, raw)]
+    except ValueError:
+        pass
+    value = json.loads(raw)
+    if not isinstance(value, list) or not all(isinstance(run, dict) for run in value):
+        raise ValueError("the record is no list of runs")
+    return [_lenient_run(run) for run in value]
+
+
+def _lenient_run(run: dict[str, Any]) -> tuple[Run, dict[int, str]]:
+    """Decode a run field by field, so that a malformed field costs its own frame and no other."""
+    faults: dict[int, str] = {}
+    steps = run.get("steps")
+    steps = steps if isinstance(steps, list) else []
+    read = []
+    for i, raw in enumerate(steps):
+        fields = {}
+        for info in msgspec.structs.fields(Step):
+            try:
+                fields[info.name] = msgspec.convert(raw.get(info.name), info.type)
+            except (msgspec.ValidationError, AttributeError) as problem:
+                faults[i] = f"{info.name}: {problem}"
+        read.append(Step(**fields))
+    encut = run.get("ENMAX")
+    return Run(steps=read, ENMAX=encut if isinstance(encut, float) else None), faults
+
+
+def _functional(path: Path) -> str | None:
+    """Read the functional from the path, the part nearest to the file first."""
+    for part in reversed(path.parts):
+        for prefix, functional in FUNCTIONALS.items():
+            if re.match(rf"{prefix}(?![a-z])", part):
+                return functional
+    return None
+
+
+def _listed_dates(page: Path) -> dict[str, str]:
+    """Read modification dates from an nginx listing page: ISO times by file name (from href, the text may be cut)."""
+    if not page.is_file():
+        return {}
+    found = LISTED.findall(page.read_text(encoding="utf-8", errors="replace"))
+    return {name: datetime.strptime(date, "%d-%b-%Y %H:%M").isoformat() for name, date in found}  # noqa: DTZ007

@@ -1,0 +1,267 @@
+"""The default store: a Delta Lake table in a folder, embedded, no server.
+
+One table holds frames, inputs and rejections, partitioned by role and asset. An asset is replaced in one transaction
+that also records its fingerprint (Delta's application transaction, which survives checkpoints), so that a build that
+is repeated or resumed does nothing twice. Files are written aside, synced and renamed before the transaction names
+them: a build killed at any moment leaves at most files that no reader sees.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction
+
+from trajmill.errors import StoreError
+from trajmill.schema import DATA_MODEL_VERSION, FILE_SCHEMA, STORE_SCHEMA, parquet_options
+from trajmill.stores.base import Balance, Commit, DataFile
+
+PARTITION_BY = ["role", "asset"]
+CONFIGURATION = {
+    # history stays readable, fingerprints and balances with it: a table has a few thousand small commits at most
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.enableExpiredLogCleanup": "false",
+}
+DESCRIPTION = f"trajmill data model {DATA_MODEL_VERSION}"
+"""Says in the table itself what its columns mean; Delta takes no properties of our own."""
+
+STATISTICS = ("functional", "trajectory_id")
+"""Columns whose smallest and largest value a file states, so that readers can skip it."""
+
+
+class DeltaStore:
+    """A Delta Lake table of frames.
+
+    Args:
+        path: folder of the table.
+        create: make an empty table where there is none.
+        version: table version to read; None is the newest.
+
+    Raises:
+        StoreError: no table there, or one that this version of trajmill cannot read.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False, version: int | None = None) -> None:
+        self.path = Path(path)
+        try:
+            self._table = DeltaTable(self.path, version=version)
+        except TableNotFoundError as error:
+            if not create:
+                raise StoreError(f"{self.path}: no trajmill store here; `trajmill build` makes one") from error
+            self._table = self._create()
+        except (DeltaError, OSError) as error:
+            raise StoreError(f"{self.path}: cannot be opened as a store ({error})") from error
+        if (found := self._table.metadata().description) != DESCRIPTION:
+            raise StoreError(f"{self.path}: says {found!r}, this version of trajmill reads {DESCRIPTION!r}")
+
+    def _create(self) -> DeltaTable:
+        if self.path.exists() and any(p.name != "_work" for p in self.path.iterdir()):
+            raise StoreError(f"{self.path}: not empty and no trajmill store; choose an empty or new folder")
+        try:
+            return DeltaTable.create(
+                self.path,
+                STORE_SCHEMA,
+                partition_by=PARTITION_BY,
+                name="trajmill",
+                description=DESCRIPTION,
+                configuration=CONFIGURATION,
+            )
+        except (DeltaError, OSError) as error:
+            raise StoreError(f"{self.path}: cannot be created ({error})") from error
+
+    @property
+    def version(self) -> int:
+        """The version that is read."""
+        return self._table.version()
+
+    def writer(self, asset: str) -> DeltaWriter:
+        """Start writing an asset's rows."""
+        return DeltaWriter(self.path, asset)
+
+    def committed(self, asset: str, fingerprint: str) -> bool:
+        """Tell whether the asset's rows are those of this fingerprint."""
+        return self._table.transaction_version(asset) == _as_version(fingerprint)
+
+    def commit(self, commit: Commit) -> None:
+        """Replace all rows of the asset in one transaction."""
+        adds = [
+            AddAction(f.path, f.size, {"role": f.role, "asset": commit.asset}, 0, data_change=True, stats=f.stats)
+            for f in commit.files
+        ]
+        facts = {
+            "asset": commit.asset,
+            "fingerprint": commit.fingerprint,
+            "versions": commit.versions,
+            "balance": vars(commit.balance),
+        }
+        try:
+            self._table.update_incremental()
+            self._table.create_write_transaction(
+                adds,
+                mode="overwrite",
+                schema=STORE_SCHEMA,
+                partition_by=PARTITION_BY,
+                partition_filters=[("asset", "=", commit.asset)],
+                commit_properties=CommitProperties(
+                    custom_metadata={"trajmill": json.dumps(facts, sort_keys=True)},
+                    app_transactions=[Transaction(commit.asset, _as_version(commit.fingerprint))],
+                ),
+            )
+        except (DeltaError, OSError) as error:
+            raise StoreError(f"{self.path}: commit of {commit.asset} failed: {error}") from error
+
+    def files(self, role: str, asset: str | None = None) -> list[tuple[str, Path, int]]:
+        """List the files of a role as (asset, path, rows), sorted by asset."""
+        actions = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
+        found = [
+            (a["partition.asset"], self.path / unquote(a["path"]), a["num_records"])
+            for a in actions
+            if a["partition.role"] == role and asset in (None, a["partition.asset"])
+        ]
+        return sorted(found)
+
+    def assets(self) -> list[str]:
+        """List the assets that have rows, sorted."""
+        actions = pa.table(self._table.get_add_actions(flatten=True))
+        return sorted(set(actions["partition.asset"].to_pylist()))
+
+    def balances(self) -> dict[str, Balance]:
+        """Return what each asset's newest commit counted, by asset."""
+        found: dict[str, Balance] = {}
+        for entry in self._table.history():  # newest first
+            if text := entry.get("trajmill"):
+                facts = json.loads(text)
+                found.setdefault(facts["asset"], Balance(**_counters(facts["balance"])))
+        return found
+
+    def versions(self) -> dict[str, list[str]]:
+        """Return the versions of the packages that wrote the rows, by package."""
+        found: dict[str, set[str]] = {}
+        seen = set()
+        for entry in self._table.history():
+            if text := entry.get("trajmill"):
+                facts = json.loads(text)
+                if facts["asset"] not in seen:
+                    seen.add(facts["asset"])
+                    for package, version in facts["versions"].items():
+                        found.setdefault(package, set()).add(version)
+        return {package: sorted(v) for package, v in sorted(found.items())}
+
+    def task_ids(self, asset: str) -> Iterator[str]:
+        """Iterate the distinct `task_id` of an asset's committed rows, rejections included."""
+        seen: set[str] = set()
+        for role in ("frame", "input", "rejection"):
+            for _, path, _ in self.files(role, asset):
+                for batch in pq.ParquetFile(path).iter_batches(columns=["task_id"]):
+                    new = set(batch["task_id"].unique().to_pylist()) - seen - {None}
+                    seen |= new
+                    yield from new
+
+
+class DeltaWriter:
+    """Writes the rows of one asset: a Parquet file per role."""
+
+    def __init__(self, root: Path, asset: str) -> None:
+        self._root = root
+        self._folder = f"asset={quote(asset, safe='')}"  # Hive style: Polars reads partition values from there
+        self._open: dict[str, tuple[Path, pq.ParquetWriter]] = {}
+        self._statistics: dict[str, dict[str, Any]] = {}
+
+    def write(self, role: str, batch: pa.RecordBatch) -> None:
+        """Append rows of a role."""
+        with _disk_errors(self._root):
+            if role not in self._open:
+                self._open[role] = self._start(role)
+            self._open[role][1].write_batch(batch)
+
+    def _start(self, role: str) -> tuple[Path, pq.ParquetWriter]:
+        folder = self._root / f"role={role}" / self._folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.tmp"):  # of a worker that was killed
+            leftover.unlink(missing_ok=True)
+        path = folder / f".{os.getpid()}.tmp"
+        return path, pq.ParquetWriter(path, FILE_SCHEMA, **parquet_options(FILE_SCHEMA))
+
+    def close(self, fingerprint: str, versions: dict[str, str]) -> tuple[DataFile, ...]:
+        """Finish the files and put them at their final place.
+
+        The name is decided by the content: what the asset was made of and the packages that made it. Writing the same
+        content again therefore replaces a file by its equal, never by another.
+        """
+        content = hashlib.sha256(json.dumps([fingerprint, versions], sort_keys=True).encode()).hexdigest()[:16]
+        files = []
+        for role, (temporary, writer) in sorted(self._open.items()):
+            with _disk_errors(self._root):
+                writer.close()
+                final = temporary.with_name(f"{content}.parquet")
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(final)
+                relative = final.relative_to(self._root).as_posix()
+                metadata = pq.read_metadata(final)
+                files.append(DataFile(relative, final.stat().st_size, role, metadata.num_rows, _stats(metadata)))
+        self._open.clear()
+        return tuple(files)
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        for temporary, writer in self._open.values():
+            try:
+                writer.close()
+            except OSError:  # a full disk: what could not be finished is removed all the same
+                pass
+            temporary.unlink(missing_ok=True)
+        self._open.clear()
+
+
+class _disk_errors:  # noqa: N801 (a context manager)
+    """Turn a full disk and its kin into a StoreError that says what to do."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            full = error.errno == errno.ENOSPC or "No space left" in str(error)
+            what = "the disk is full; make room and run the same command again" if full else str(error)
+            raise StoreError(f"{self._root}: {what} (what was committed before is unharmed)") from error
+
+
+def _stats(metadata: pq.FileMetaData) -> str:
+    """Return Delta's statistics of a file as JSON text."""
+    low: dict[str, Any] = {}
+    high: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for column in STATISTICS:
+        leaf = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
+        for group in range(metadata.num_row_groups):
+            s = metadata.row_group(group).column(leaf).statistics
+            nulls[column] = nulls.get(column, 0) + s.null_count
+            if s.has_min_max:
+                low[column] = min(low.get(column, s.min), s.min)
+                high[column] = max(high.get(column, s.max), s.max)
+    return json.dumps({"numRecords": metadata.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls})
+
+
+def _as_version(fingerprint: str) -> int:
+    """Return the fingerprint as the 60-bit number a Delta transaction can hold."""
+    return int(fingerprint[:15], 16)
+
+
+def _counters(balance: dict[str, Any]) -> dict[str, Any]:
+    return {k: Counter(v) if isinstance(v, dict) else v for k, v in balance.items()}
