@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trajmill.engines.base import Done, Event, Failed, Task
 from trajmill.engines.local import LocalEngine
-from trajmill.errors import RecipeError, StoreError
+from trajmill.errors import RecipeError, SourceError, StoreError
 from trajmill.pipeline import Job, Unchanged, build_asset
 from trajmill.recipe import Recipe
 from trajmill.sources import open_sources
+from trajmill.sources.base import Source
 from trajmill.stores.base import Balance
-from trajmill.stores.delta import DeltaStore
+from trajmill.stores.delta import WORK, DeltaStore
 
 
 @dataclass
@@ -61,7 +65,8 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
     Raises:
         RecipeError: paths missing.
         SourceError: a source's folder holds nothing to read.
-        StoreError: the store cannot be opened or written; what was committed before is unharmed.
+        StoreError: the store cannot be opened or written, or another build is at work there; what was committed before
+            is unharmed.
         KeyboardInterrupt: stopped by a second Ctrl-C; what was committed before is unharmed.
     """
     listener = listener or Listener()
@@ -69,33 +74,46 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
         raise RecipeError("store.path: say where the store is to be (--out, or [store] path in the recipe)")
     sources = open_sources(recipe)
     store = DeltaStore(recipe.store.path, create=True)
-    jobs: dict[str, Job] = {}
-    for source in sources:
-        listener.preparing(source.name)
-        source.prepare(store.path / "_work" / source.name)
-        for asset in source.assets():
-            jobs[asset.name] = Job(source, asset, recipe, store.path)
-    listener.started({name: job.asset.size for name, job in jobs.items()})
     summary = BuildSummary()
-    names = {source.name for source in sources}
-    summary.vanished = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in names]
-    # the largest first, so that none is left running alone at the end
-    tasks = [Task(n, build_asset, j) for n, j in sorted(jobs.items(), key=lambda item: (-item[1].asset.size, item[0]))]
-    engine = LocalEngine(recipe.engine.workers)
-    for event in engine.run(tasks):
-        if isinstance(event, Done):
-            if isinstance(event.value, Unchanged):
-                summary.unchanged.append(event.name)
-            else:
-                store.commit(event.value)
-                summary.built[event.name] = event.value.balance
-        elif isinstance(event, Failed):
-            if isinstance(event.error, StoreError):
-                raise event.error  # no other asset would fare better
-            summary.failed[event.name] = event
-        listener.happened(event)
+    with store.locked():
+        jobs = _jobs(recipe, sources, store.path, listener)
+        names = {source.name for source in sources}
+        summary.vanished = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in names]
+        # the largest first, so that none is left running alone at the end
+        order = sorted(jobs, key=lambda name: (-jobs[name].asset.size, name))
+        tasks = [Task(name, build_asset, jobs[name]) for name in order]
+        with closing(LocalEngine(recipe.engine.workers).run(tasks)) as events:
+            for event in events:
+                _act(event, store, summary)
+                listener.happened(event)
     summary.stopped = len(summary.built) + len(summary.unchanged) + len(summary.failed) < len(jobs)
-    summary.version = DeltaStore(store.path).version
+    summary.version = store.version
     return summary
 
 
+def _jobs(recipe: Recipe, sources: Iterable[Source], store: Path, listener: Listener) -> dict[str, Job]:
+    """Prepare the sources and list what is to be built, by asset."""
+    jobs: dict[str, Job] = {}
+    for source in sources:
+        listener.preparing(source.name)
+        source.prepare(store / WORK / source.name)
+        for asset in source.assets():
+            if asset.name in jobs:
+                raise SourceError(f"{source.name}: {asset.name} is listed twice, as {asset.path} too")
+            jobs[asset.name] = Job(source, asset, recipe, store)
+    listener.started({name: job.asset.size for name, job in jobs.items()})
+    return jobs
+
+
+def _act(event: Event, store: DeltaStore, summary: BuildSummary) -> None:
+    """Commit what a worker has built, note what it could not."""
+    if isinstance(event, Done):
+        if isinstance(event.value, Unchanged):
+            summary.unchanged.append(event.name)
+        else:
+            store.commit(event.value)
+            summary.built[event.name] = event.value.balance
+    elif isinstance(event, Failed):
+        if isinstance(event.error, StoreError):
+            raise event.error  # no other asset would fare better
+        summary.failed[event.name] = event

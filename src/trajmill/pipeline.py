@@ -7,10 +7,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
 
 from trajmill.annotation import annotate
 from trajmill.codec import encode, encode_rejections
@@ -23,8 +25,8 @@ from trajmill.stores.base import AssetWriter, Balance, Commit
 from trajmill.stores.delta import DeltaStore
 from trajmill.trajectory import Trajectory
 
-BATCH_ATOMS = 100_000
-"""Atoms (of all frames) that are encoded at once: some 20 MB of arrays."""
+BATCH_SIZE = 100_000
+"""Atoms (of all frames) that are encoded at once: some 20 MB of arrays. See `_size`."""
 
 BATCH_REJECTIONS = 10_000
 """Rejections that are encoded at once."""
@@ -55,7 +57,7 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
     """Build the rows of one asset and leave them beside the table, ready to be committed.
 
     Raises:
-        BalanceError: kept + rejected is not what the reader counted.
+        BalanceError: kept + rejected is not what the reader counted, or ids would repeat.
         StoreError: the rows cannot be written.
     """
     store = DeltaStore(job.store)
@@ -67,8 +69,8 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
     writer = store.writer(name)
     mill = _Mill(job, writer)
     collecting = gc.isenabled()
-    gc.disable()  # records are trees of many small objects without cycles
     try:
+        gc.disable()  # records are trees of many small objects without cycles
         for record in source.read(job.asset):
             mill.add(record)
             report(mill.balance.frames, mill.balance.rejected.total())
@@ -95,7 +97,7 @@ class _Mill:
     task_ids: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
     pending: dict[str, list[Trajectory]] = field(default_factory=lambda: {"frame": [], "input": []})
-    atoms: Counter[str] = field(default_factory=Counter)
+    size: Counter[str] = field(default_factory=Counter)
     rejections: list[Rejection] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
@@ -111,7 +113,8 @@ class _Mill:
             elif rest is not None:
                 kept.append(annotate(rest, recipe.annotation))
         self.balance += _count(record, kept, rejections, self.job.asset)
-        self.task_ids.update(x.task_id for x in (*kept, *rejections) if x.task_id is not None)
+        self.task_ids.update(t.task_id for t in kept)
+        self.task_ids.update(r.task_id for r in rejections if r.task_id is not None)
         for trajectory in kept:
             self._queue("frame", trajectory.select(trajectory.labelled))
             self._queue("input", trajectory.select(~trajectory.labelled))
@@ -133,14 +136,14 @@ class _Mill:
     def _queue(self, role: str, trajectory: Trajectory) -> None:
         if len(trajectory):
             self.pending[role].append(trajectory)
-            self.atoms[role] += len(trajectory) * trajectory.n_atoms
-            if self.atoms[role] >= BATCH_ATOMS:
+            self.size[role] += _size(trajectory)
+            if self.size[role] >= BATCH_SIZE:
                 self._flush(role)
 
     def _flush(self, role: str) -> None:
         self.writer.write(role, encode(self.pending[role]))
         self.pending[role].clear()
-        self.atoms[role] = 0
+        self.size[role] = 0
 
     def _flush_rejections(self) -> None:
         self.writer.write("rejection", encode_rejections(self.rejections))
@@ -155,14 +158,21 @@ class _Mill:
             self._flush_rejections()
 
 
+def _size(trajectory: Trajectory) -> int:
+    """Weigh a trajectory in atoms: what a frame and a trajectory hold besides arrays counts for 10 and 30 of them."""
+    return len(trajectory) * (trajectory.n_atoms + 10) + 30
+
+
 def _count(record: Record, kept: list[Trajectory], rejections: list[Rejection], asset: Asset) -> Balance:
     """Count a record and check that nothing of it went missing."""
     rejected: Counter[str] = Counter()
     for rejection in rejections:
         rejected[rejection.rejected_by] += rejection.n_frames or 0
     frames = sum(len(t) for t in kept)
+    who = [*(t.task_id for t in record.trajectories), *(r.task_id for r in rejections), None][0]
+    if any((np.diff(t.relaxation_step) <= 0).any() for t in kept):
+        raise BalanceError(f"{asset.name}: record {who} has step numbers that do not grow; please report this")
     if record.n_frames != frames + rejected.total() or not (kept or rejections):
-        who = next((x.task_id for x in (*record.trajectories, *rejections)), None)
         raise BalanceError(
             f"{asset.name}: record {who} has {record.n_frames} frames, "
             f"but {frames} were kept and {rejected.total()} rejected; please report this"

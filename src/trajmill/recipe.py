@@ -231,6 +231,35 @@ def load(path: str | Path | None = None, settings: Iterable[str] = ()) -> Recipe
         raise RecipeError(f"{origin}: {_explain(error)}") from error
 
 
+def to_toml(recipe: Recipe) -> str:
+    """Write a recipe as TOML, with what each key means; keys without a value are commented out."""
+    lines: list[str] = []
+    _write_section(recipe, "", lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_section(section: BaseModel, name: str, lines: list[str]) -> None:
+    keys = [(key, info, getattr(section, key)) for key, info in type(section).model_fields.items()]
+    plain = [(key, info, value) for key, info, value in keys if not isinstance(value, BaseModel)]
+    if plain:
+        lines += ["", f"# {(type(section).__doc__ or '').strip()}", f"[{name}]"]
+    for key, info, value in plain:
+        lines.append(
+            f"{key} = {_toml(value)}  # {info.description}" if value is not None else f"# {key} =  # {info.description}"
+        )
+    for key, _, value in keys:
+        if isinstance(value, BaseModel):
+            _write_section(value, f"{name}.{key}".removeprefix("."), lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return json.dumps(list(value))
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
 def _override(content: dict[str, Any], setting: str) -> None:
     """Put `section.key=value` into a parsed recipe."""
     name, equals, text = setting.partition("=")

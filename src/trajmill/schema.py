@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -125,3 +127,24 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
         "use_byte_stream_split": leaves(schema, pa.types.is_floating),
         "write_statistics": [f.name for f in schema if not pa.types.is_list(f.type)],
     }
+
+
+def type_name(dtype: pa.DataType) -> str:
+    """Return the name of a type as the dataset cards write it, such as `list<double>`."""
+    return f"list<{type_name(dtype.value_type)}>" if pa.types.is_list(dtype) else str(dtype)
+
+
+def main() -> None:
+    """Print the columns as JSON; `docs/schema.json` is its committed output, so that drift shows."""
+    groups = {"published": PUBLISHED, "added": ADDED, "ledger": LEDGER, "partition": PARTITIONS}
+    columns = [
+        {"name": c.name, "type": type_name(c.type), "unit": c.unit, "description": c.description, "group": group}
+        for group, members in groups.items()
+        for c in members
+    ]
+    json.dump(columns, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

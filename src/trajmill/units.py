@@ -25,7 +25,8 @@ def stress_from_vasp(kbar: NDArray[np.float64]) -> NDArray[np.float64]:
         Same shape, eV/A^3, ASE sign. A matrix with a missing component or an asymmetry above
         `MAX_STRESS_ASYMMETRY_KBAR` becomes all NaN: a missing label is honest, a wrong one poisons a model.
     """
-    asymmetry = np.abs(kbar - np.swapaxes(kbar, -1, -2)).max(axis=(-1, -2))
+    with np.errstate(invalid="ignore"):  # inf - inf
+        asymmetry = np.abs(kbar - np.swapaxes(kbar, -1, -2)).max(axis=(-1, -2))
     good = asymmetry <= MAX_STRESS_ASYMMETRY_KBAR  # False for NaN and inf too
     return np.where(good[..., None, None], -kbar / KBAR_PER_EV_PER_A3 + 0.0, np.nan)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from functools import cache
+from collections import Counter
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,24 +39,55 @@ def energy_corrected(t: Trajectory) -> tuple[FloatArray, str | None]:
 
 def _correction(t: Trajectory, frame: int) -> float | str:
     """Return the correction of a cell in eV, or why pymatgen refuses."""
+    counts = tuple(Counter(t.symbols).items())  # in the order of the sites, which decides the order of summation
+    try:
+        oxide, sulfide = _anion_types(t, frame)
+    except ValueError as error:  # such as a symmetry search that failed
+        return f"pymatgen cannot tell the anions' type: {error}"
+    return _adjustment(
+        counts, t.run_type, tuple((t.hubbard_u or {}).items()), tuple(t.potentials or ()), oxide, sulfide
+    )
+
+
+def _anion_types(t: Trajectory, frame: int) -> tuple[str, str]:
+    """Return pymatgen's oxide and sulfide type: all that the scheme takes from the geometry."""
+    if "O" not in t.composition and "S" not in t.composition:
+        return "", ""
+    from pymatgen.analysis.structure_analyzer import oxide_type, sulfide_type
     from pymatgen.core import Lattice, Structure
+
+    structure = Structure(Lattice(t.lattice[frame]), t.symbols, t.positions[frame], coords_are_cartesian=True)
+    oxide = oxide_type(structure, 1.05) if "O" in t.composition else ""
+    sulfide = sulfide_type(structure) or "none" if "S" in t.composition else ""
+    return oxide, sulfide
+
+
+@lru_cache(maxsize=4096)
+def _adjustment(
+    counts: tuple[tuple[str, int], ...],
+    run_type: str,
+    hubbards: tuple[tuple[str, float], ...],
+    potentials: tuple[str, ...],
+    oxide: str,
+    sulfide: str,
+) -> float | str:
+    """Ask the scheme; the calculations of a run, and other phases of a compound, share the answer."""
     from pymatgen.entries.compatibility import CompatibilityError
-    from pymatgen.entries.computed_entries import ComputedStructureEntry
+    from pymatgen.entries.computed_entries import ComputedEntry
 
     parameters = {
-        "run_type": t.run_type,
-        "hubbards": dict(t.hubbard_u or {}),
-        "potcar_symbols": [f"PBE {name}" for name in t.potentials or ()],
+        "run_type": run_type,
+        "hubbards": dict(hubbards),
+        "potcar_symbols": [f"PBE {name}" for name in potentials],
         "software": "vasp",
     }
-    structure = Structure(Lattice(t.lattice[frame]), t.symbols, t.positions[frame], coords_are_cartesian=True)
-    entry = ComputedStructureEntry(structure, float(t.energy[frame]), parameters=parameters)
+    entry = ComputedEntry(dict(counts), 0.0, parameters=parameters, data={"oxide_type": oxide, "sulfide_type": sulfide})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns when it has to guess oxidation states
         try:
             return float(sum(adjustment.value for adjustment in _scheme().get_adjustments(entry)))
         except CompatibilityError as error:
-            return str(error)
+            return str(error).partition(" for {")[0]  # else it prints the whole entry
         except KeyError as error:  # pymatgen looks elements and settings up without a default
             return f"pymatgen does not know {error}"
 

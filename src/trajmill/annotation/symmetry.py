@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,17 +27,33 @@ def space_groups(
     Returns:
         (n_frames,) International Tables numbers, 0 where moyopy finds none.
     """
-    import moyopy
-
     species = numbers.tolist()
-    fractional = positions @ np.linalg.inv(lattice)
+    fractional = _fractional(lattice, positions)
     groups = np.zeros(len(lattice), np.int32)
     for i, (cell, sites) in enumerate(zip(lattice.tolist(), fractional.tolist(), strict=True)):
-        try:
-            groups[i] = moyopy.MoyoDataset(moyopy.Cell(cell, sites, species), symprec=symprec).number
-        except ValueError:  # moyopy's word for a search that failed
-            continue
+        if dataset := _search(cell, sites, species, symprec):
+            groups[i] = dataset.number
     return groups
+
+
+def _fractional(lattice: FloatArray, positions: FloatArray) -> FloatArray:
+    """Return fractional coordinates, NaN in a frame whose cell is singular."""
+    regular = np.linalg.det(lattice) != 0
+    inverse = np.full_like(lattice, np.nan)
+    inverse[regular] = np.linalg.inv(lattice[regular])
+    return positions @ inverse
+
+
+def _search(cell: list[Any], sites: list[Any], species: list[int], symprec: float) -> Any | None:
+    """Search the symmetry of one frame; None where moyopy fails."""
+    import moyopy
+
+    try:
+        return moyopy.MoyoDataset(moyopy.Cell(cell, sites, species), symprec=symprec)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 (ValueError for a failed search; a panic of its Rust code is no Exception)
+        return None
 
 
 def forces_vanish_by_symmetry(
@@ -44,8 +62,8 @@ def forces_vanish_by_symmetry(
     """Tell in which frames site symmetry leaves no atom a force.
 
     A force on an atom is invariant under the operations that map the atom on itself; it vanishes when these leave no
-    direction alone. A frame in which the operations found for an earlier frame hold takes that frame's answer, so that
-    a symmetric trajectory costs one search.
+    direction alone. A frame in which the operations hold that took the forces from an earlier frame is not searched
+    again, so that a symmetric trajectory costs one search.
 
     Args:
         lattice: (n_frames, 3, 3) A.
@@ -56,27 +74,26 @@ def forces_vanish_by_symmetry(
     Returns:
         (n_frames,) False also where no symmetry can be found.
     """
-    import moyopy
-
     vanish = np.zeros(len(lattice), bool)
-    fractional = positions @ np.linalg.inv(lattice)
+    fractional = _fractional(lattice, positions)
     metric = lattice @ lattice.transpose(0, 2, 1)
-    known: tuple[FloatArray, NDArray[np.int64], bool] | None = None  # fractional sites, rotations, answer
+    known: tuple[FloatArray, NDArray[np.int64]] | None = None  # sites and rotations of the last symmetric frame
     for i in range(len(lattice)):
         if known is not None:
-            sites, rotations, answer = known
+            sites, rotations = known
             turned = rotations.transpose(0, 2, 1) @ metric[i] @ rotations
-            if np.allclose(sites, fractional[i], atol=1e-7) and np.allclose(turned, metric[i], atol=symprec):
-                vanish[i] = answer
+            if np.allclose(sites, fractional[i], rtol=0, atol=1e-7) and np.allclose(
+                turned, metric[i], rtol=0, atol=symprec
+            ):
+                vanish[i] = True
                 continue
-        cell = moyopy.Cell(lattice[i].tolist(), fractional[i].tolist(), numbers.tolist())
-        try:
-            operations = moyopy.MoyoDataset(cell, symprec=symprec).operations
-        except ValueError:
+        dataset = _search(lattice[i].tolist(), fractional[i].tolist(), numbers.tolist(), symprec)
+        if dataset is None:
             continue
-        rotations = np.array(operations.rotations)
-        vanish[i] = _no_free_direction(lattice[i], fractional[i], rotations, np.array(operations.translations), symprec)
-        known = fractional[i], rotations, bool(vanish[i])
+        rotations, translations = np.array(dataset.operations.rotations), np.array(dataset.operations.translations)
+        if _no_free_direction(lattice[i], fractional[i], rotations, translations, symprec):
+            vanish[i] = True
+            known = fractional[i], rotations
     return vanish
 
 

@@ -52,7 +52,7 @@ RULES = (
     Rule("relaxation_record", records.finding("relaxation_record"), sources=OQMD),
     Rule("relaxation_converged", records.finding("relaxation_converged"), sources=OQMD),
     Rule("targets", labels.targets),
-    Rule("zero_forces", labels.zero_forces),
+    Rule("zero_forces", labels.zero_forces, sources=OQMD),
     Rule("electronic_convergence", labels.electronic_convergence, sources=MP),
     Rule("geometry", geometry.geometry),
     Rule("duplicate_frames", geometry.duplicate_frames),

@@ -9,6 +9,11 @@ import numpy as np
 from trajmill import recipe
 from trajmill.trajectory import BoolArray, FloatArray, Trajectory
 
+BLOCK_PAIRS = 20_000
+"""Pairs of atoms (of all frames) looked at once: what stays in a core's cache."""
+
+NEIGHBOURS = np.array(list(itertools.product((-1, 0, 1), repeat=2)))
+
 
 def geometry(t: Trajectory, options: recipe.Geometry) -> dict[int, str]:
     """Keep frames with a finite cell of sane volume and no two atoms too close, periodic images included."""
@@ -43,36 +48,63 @@ def shortest_distance(lattice: FloatArray, positions: FloatArray, cutoff: float)
         (n_frames,) A; inf where everything is farther than the cut-off.
     """
     shortest = np.full(len(lattice), np.inf)
-    if not len(lattice):
-        return shortest
     inverse = np.linalg.inv(lattice)
     heights = 1 / np.linalg.norm(inverse, axis=1)
+    thin = (heights <= 2 * cutoff).any(axis=1)
+    for i in np.flatnonzero(thin):
+        shortest[i] = _search_images(_reduced(lattice[i]), positions[i], cutoff)
+    wide = np.flatnonzero(~thin)
     first, second = np.triu_indices(positions.shape[1], k=1)
-    reach = cutoff / heights
-    for i in range(len(lattice)):  # frame by frame: the pairs of a large cell would not fit for all frames at once
-        fractional = positions[i] @ inverse[i]
-        delta = fractional[first] - fractional[second]
+    block = max(1, BLOCK_PAIRS // max(1, len(first)))
+    for frames in np.split(wide, range(block, len(wide), block)):
+        fractional, reach = positions[frames] @ inverse[frames], cutoff / heights[frames]
+        along = fractional[:, first, 0] - fractional[:, second, 0]
+        frame, pair = np.nonzero(np.abs(along - np.rint(along)) <= reach[:, :1])
+        delta = fractional[frame, first[pair]] - fractional[frame, second[pair]]
         delta -= np.rint(delta)
-        if (heights[i] > 2 * cutoff).all():
-            near = delta[(np.abs(delta) <= reach[i]).all(axis=1)]
-            if len(near):
-                shortest[i] = np.linalg.norm(near @ lattice[i], axis=1).min()
-        else:
-            shortest[i] = _search_images(lattice[i], delta, reach[i])
+        near = (np.abs(delta) <= reach[frame]).all(axis=1)
+        frame = frames[frame[near]]
+        vectors = (delta[near, None] @ lattice[frame])[:, 0]
+        np.minimum.at(shortest, frame, np.linalg.norm(vectors, axis=1))
     shortest[shortest >= cutoff] = np.inf
     return shortest
 
 
-def _search_images(lattice: FloatArray, delta: FloatArray, reach: FloatArray) -> float:
-    """Search the images that can be within reach, the atoms' own included (which never differ by zero)."""
-    ranges = [range(-n, n + 1) for n in np.minimum(np.ceil(reach + 0.5), 8).astype(int)]
-    best = np.inf
-    for shift in itertools.product(*ranges):
-        if any(shift):
-            best = min(best, float(np.linalg.norm(shift @ lattice)))
-        if len(delta):
-            best = min(best, float(np.linalg.norm((delta + shift) @ lattice, axis=1).min()))
-    return best
+def _reduced(lattice: FloatArray) -> FloatArray:
+    """Return other vectors of the same lattice, each as short as adding the other two can make it."""
+    reduced = lattice.copy()
+    shorter = True
+    while shorter:
+        shorter = False
+        for k in range(3):
+            vector, others = reduced[k], np.delete(reduced, k, axis=0)
+            nearest = np.rint(np.linalg.lstsq(others.T, vector)[0])
+            candidates = vector - (nearest + NEIGHBOURS) @ others
+            best = candidates[np.argmin(np.linalg.norm(candidates, axis=1))]
+            if np.linalg.norm(best) < (1 - 1e-9) * np.linalg.norm(vector):
+                reduced[k] = best
+                shorter = True
+    return reduced
+
+
+def _search_images(lattice: FloatArray, positions: FloatArray, cutoff: float) -> float:
+    """Search all images that can be within the cut-off, the atoms' own included (which never differ by zero).
+
+    A reduced cell is not skewed: where no lattice vector is below the cut-off, a few images are enough.
+    """
+    shortest = np.linalg.norm(lattice, axis=1).min()
+    if shortest < cutoff:
+        return float(shortest)
+    inverse = np.linalg.inv(lattice)
+    fractional = positions @ inverse
+    first, second = np.triu_indices(len(positions), k=1)
+    delta = fractional[first] - fractional[second]
+    delta -= np.rint(delta)
+    reach = np.ceil(cutoff * np.linalg.norm(inverse, axis=0) + 0.5).astype(int)
+    for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
+        vectors = (delta + shift) @ lattice
+        shortest = min(shortest, np.linalg.norm(vectors, axis=1).min(initial=np.inf))
+    return float(shortest)
 
 
 def duplicate_frames(t: Trajectory, _: recipe.Rule) -> dict[int, str]:
@@ -94,9 +126,8 @@ def _equal_to_previous(t: Trajectory) -> BoolArray:
     """(n_frames,) True where all arrays equal those of the frame before; a missing stress equals a missing stress."""
     same = np.zeros(len(t), bool)
     same[1:] = t.energy[1:] == t.energy[:-1]  # NaN, an unlabelled input, equals nothing
-    for i in np.flatnonzero(same):
-        same[i] = all(
-            np.array_equal(array[i], array[i - 1], equal_nan=True)
-            for array in (t.lattice, t.positions, t.forces, t.stress)
-        )
+    for array in (t.lattice, t.positions, t.forces, t.stress):
+        now = np.flatnonzero(same)
+        a, b = array[now], array[now - 1]
+        same[now] = ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=(1, 2))
     return same

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,8 +33,8 @@ class Failed:
     """A task raised, or its worker died too often.
 
     Attributes:
-        error: the exception, when the task raised.
-        traceback: its text, for the log.
+        error: the exception, when the task raised one that can travel between processes.
+        traceback: its text, for the log; the last words of the worker when it died.
     """
 
     name: str
@@ -65,8 +65,10 @@ Event = Done | Failed | Progress | Lost
 class Engine(Protocol):
     """Where the work runs."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
         """Run tasks in any order and yield what happens; `Done` or `Failed` once for each task that was started.
+
+        Closing the generator stops what runs.
 
         Raises:
             KeyboardInterrupt: stopped at once. A first Ctrl-C only keeps new tasks from starting: the iterator ends

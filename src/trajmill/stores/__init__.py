@@ -1,0 +1,1 @@
+"""Stores: where committed frames live."""

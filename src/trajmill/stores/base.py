@@ -23,7 +23,7 @@ class Balance:
         inputs: of these, unlabelled inputs.
         rejected: frames rejected, by rule.
         records_rejected: records of which no frame was kept, by the rule of their last rejection.
-        notes: how often each note occurs, by trajectory.
+        no_space_group: frames kept for which no space group was found.
     """
 
     records: int = 0

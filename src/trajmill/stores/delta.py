@@ -9,11 +9,14 @@ them: a build killed at any moment leaves at most files that no reader sees.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -22,11 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from trajmill.errors import StoreError
 from trajmill.schema import DATA_MODEL_VERSION, FILE_SCHEMA, STORE_SCHEMA, parquet_options
 from trajmill.stores.base import Balance, Commit, DataFile
+
+WORK = "_work"
+"""Folder in the store for what sources prepare and for the lock; Delta and its readers pass over it."""
 
 PARTITION_BY = ["role", "asset"]
 CONFIGURATION = {
@@ -55,20 +61,32 @@ class DeltaStore:
 
     def __init__(self, path: str | Path, *, create: bool = False, version: int | None = None) -> None:
         self.path = Path(path)
+        present = self._present()
         try:
             self._table = DeltaTable(self.path, version=version)
         except TableNotFoundError as error:
             if not create:
                 raise StoreError(f"{self.path}: no trajmill store here; `trajmill build` makes one") from error
+            if present - {WORK}:
+                raise StoreError(
+                    f"{self.path}: not empty and no trajmill store; choose an empty or new folder"
+                ) from error
             self._table = self._create()
         except (DeltaError, OSError) as error:
-            raise StoreError(f"{self.path}: cannot be opened as a store ({error})") from error
+            raise StoreError(f"{self.path}: cannot be opened as a store ({_one_line(error)})") from error
         if (found := self._table.metadata().description) != DESCRIPTION:
             raise StoreError(f"{self.path}: says {found!r}, this version of trajmill reads {DESCRIPTION!r}")
 
+    def _present(self) -> set[str]:
+        """Return what is in the folder; Delta takes a folder that may not be read for one without a table."""
+        try:
+            return {entry.name for entry in self.path.iterdir()}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be read ({error.strerror})") from error
+
     def _create(self) -> DeltaTable:
-        if self.path.exists() and any(p.name != "_work" for p in self.path.iterdir()):
-            raise StoreError(f"{self.path}: not empty and no trajmill store; choose an empty or new folder")
         try:
             return DeltaTable.create(
                 self.path,
@@ -79,7 +97,37 @@ class DeltaStore:
                 configuration=CONFIGURATION,
             )
         except (DeltaError, OSError) as error:
-            raise StoreError(f"{self.path}: cannot be created ({error})") from error
+            raise StoreError(f"{self.path}: cannot be created ({_one_line(error)})") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other builds out. The lock is the process's: however it ends, it is gone.
+
+        Without file locks (some network disks) builds are not kept apart; commits stay atomic, only work is lost.
+
+        Raises:
+            StoreError: another build holds it.
+        """
+        path = self.path / WORK / "lock"
+        with _plain_errors(self.path):
+            path.parent.mkdir(exist_ok=True)
+            file = path.open("a+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise StoreError(
+                    f"{self.path}: another build (process {file.read()}) is writing here; wait for it or stop it"
+                ) from error
+            except OSError:
+                pass
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            with _plain_errors(self.path):
+                self._table.update_incremental()
+            yield
 
     @property
     def version(self) -> int:
@@ -96,7 +144,7 @@ class DeltaStore:
 
     def commit(self, commit: Commit) -> None:
         """Replace all rows of the asset in one transaction."""
-        adds = [
+        adds: list[AddAction | RemoveAction] = [
             AddAction(f.path, f.size, {"role": f.role, "asset": commit.asset}, 0, data_change=True, stats=f.stats)
             for f in commit.files
         ]
@@ -106,7 +154,7 @@ class DeltaStore:
             "versions": commit.versions,
             "balance": vars(commit.balance),
         }
-        try:
+        with _plain_errors(self.path):
             self._table.update_incremental()
             self._table.create_write_transaction(
                 adds,
@@ -119,8 +167,7 @@ class DeltaStore:
                     app_transactions=[Transaction(commit.asset, _as_version(commit.fingerprint))],
                 ),
             )
-        except (DeltaError, OSError) as error:
-            raise StoreError(f"{self.path}: commit of {commit.asset} failed: {error}") from error
+            self._table.update_incremental()
 
     def files(self, role: str, asset: str | None = None) -> list[tuple[str, Path, int]]:
         """List the files of a role as (asset, path, rows), sorted by asset."""
@@ -139,25 +186,24 @@ class DeltaStore:
 
     def balances(self) -> dict[str, Balance]:
         """Return what each asset's newest commit counted, by asset."""
-        found: dict[str, Balance] = {}
-        for entry in self._table.history():  # newest first
-            if text := entry.get("trajmill"):
-                facts = json.loads(text)
-                found.setdefault(facts["asset"], Balance(**_counters(facts["balance"])))
-        return found
+        return {facts["asset"]: Balance(**_counters(facts["balance"])) for facts in self._facts()}
 
     def versions(self) -> dict[str, list[str]]:
         """Return the versions of the packages that wrote the rows, by package."""
         found: dict[str, set[str]] = {}
-        seen = set()
-        for entry in self._table.history():
-            if text := entry.get("trajmill"):
-                facts = json.loads(text)
-                if facts["asset"] not in seen:
-                    seen.add(facts["asset"])
-                    for package, version in facts["versions"].items():
-                        found.setdefault(package, set()).add(version)
+        for facts in self._facts():
+            for package, version in facts["versions"].items():
+                found.setdefault(package, set()).add(version)
         return {package: sorted(v) for package, v in sorted(found.items())}
+
+    def _facts(self) -> list[dict[str, Any]]:
+        """Return what `commit` recorded for each asset, as of the version that is read."""
+        newest: dict[str, dict[str, Any]] = {}
+        for entry in self._table.history():  # newest first, and newer ones than were asked for
+            if entry["version"] <= self.version and (text := entry.get("trajmill")):
+                facts = json.loads(text)
+                newest.setdefault(facts["asset"], facts)
+        return [newest[asset] for asset in sorted(newest)]
 
     def task_ids(self, asset: str) -> Iterator[str]:
         """Iterate the distinct `task_id` of an asset's committed rows, rejections included."""
@@ -181,7 +227,7 @@ class DeltaWriter:
 
     def write(self, role: str, batch: pa.RecordBatch) -> None:
         """Append rows of a role."""
-        with _disk_errors(self._root):
+        with _plain_errors(self._root):
             if role not in self._open:
                 self._open[role] = self._start(role)
             self._open[role][1].write_batch(batch)
@@ -192,23 +238,27 @@ class DeltaWriter:
         for leftover in folder.glob(".*.tmp"):  # of a worker that was killed
             leftover.unlink(missing_ok=True)
         path = folder / f".{os.getpid()}.tmp"
-        return path, pq.ParquetWriter(path, FILE_SCHEMA, **parquet_options(FILE_SCHEMA))
+        try:
+            return path, pq.ParquetWriter(path, FILE_SCHEMA, **parquet_options(FILE_SCHEMA))
+        except OSError:
+            path.unlink(missing_ok=True)  # an empty file, all that a full disk took
+            raise
 
     def close(self, fingerprint: str, versions: dict[str, str]) -> tuple[DataFile, ...]:
-        """Finish the files and put them at their final place.
+        """Finish the files and put them at their final place: all of them, or none when the disk is full.
 
         The name is decided by the content: what the asset was made of and the packages that made it. Writing the same
         content again therefore replaces a file by its equal, never by another.
         """
         content = hashlib.sha256(json.dumps([fingerprint, versions], sort_keys=True).encode()).hexdigest()[:16]
         files = []
-        for role, (temporary, writer) in sorted(self._open.items()):
-            with _disk_errors(self._root):
+        with _plain_errors(self._root):
+            for temporary, writer in self._open.values():
                 writer.close()
-                final = temporary.with_name(f"{content}.parquet")
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
-                temporary.replace(final)
+            for role, (temporary, _) in sorted(self._open.items()):
+                final = temporary.replace(temporary.with_name(f"{content}.parquet"))
                 relative = final.relative_to(self._root).as_posix()
                 metadata = pq.read_metadata(final)
                 files.append(DataFile(relative, final.stat().st_size, role, metadata.num_rows, _stats(metadata)))
@@ -218,28 +268,26 @@ class DeltaWriter:
     def abort(self) -> None:
         """Remove what was written."""
         for temporary, writer in self._open.values():
-            try:
+            with suppress(OSError):  # a full disk: what could not be finished is removed all the same
                 writer.close()
-            except OSError:  # a full disk: what could not be finished is removed all the same
-                pass
             temporary.unlink(missing_ok=True)
         self._open.clear()
 
 
-class _disk_errors:  # noqa: N801 (a context manager)
-    """Turn a full disk and its kin into a StoreError that says what to do."""
+@contextmanager
+def _plain_errors(root: Path) -> Iterator[None]:
+    """Turn a full disk and its kin into a StoreError of one line that says what to do."""
+    try:
+        yield
+    except (DeltaError, OSError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        what = "the disk is full; make room and run the same command again" if full else _one_line(error)
+        raise StoreError(f"{root}: {what} (what was committed before is unharmed)") from error
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, OSError):
-            full = error.errno == errno.ENOSPC or "No space left" in str(error)
-            what = "the disk is full; make room and run the same command again" if full else str(error)
-            raise StoreError(f"{self._root}: {what} (what was committed before is unharmed)") from error
+def _one_line(error: Exception) -> str:
+    """Return an error's text without the colours and line breaks Delta puts there."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
 
 
 def _stats(metadata: pq.FileMetaData) -> str:

@@ -1,0 +1,148 @@
+"""The command line: parses, calls, prints. What it does is in the modules it calls."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from trajmill.errors import TrajmillError
+from trajmill.recipe import BUILT_IN, Recipe, load, to_toml
+
+app = typer.Typer(
+    name="trajmill", help="Raw DFT relaxation data in, one clean dataset of trajectories out.", no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+recipes = typer.Typer(help="Look at the recipes that come with trajmill.", no_args_is_help=True)
+app.add_typer(recipes, name="recipe")
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any key of the recipe; may be repeated."),
+]
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")]
+
+
+@app.command()
+def build(
+    recipe: Annotated[str | None, typer.Argument(help="TOML file or built-in recipe; default lemat-traj.")] = None,
+    mp: Annotated[Path | None, typer.Option(help="Folder of raw Materials Project files.")] = None,
+    alexandria: Annotated[Path | None, typer.Option(help="Folder of Alexandria path files.")] = None,
+    oqmd: Annotated[Path | None, typer.Option(help="OQMD's SQL dump.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the store to fill.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; 0 takes one per core.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Build everything the recipe asks for that the store does not have yet.
+
+    Ctrl-C once finishes the running files and stops, twice stops at once; run again to go on.
+    """
+    from trajmill.build import build as run
+    from trajmill.report import BuildProgress, print_summary
+
+    flags: dict[str, Any] = {
+        "mp.path": mp,
+        "alexandria.path": alexandria,
+        "oqmd.path": oqmd,
+        "store.path": out,
+        "engine.workers": workers,
+    }
+    chosen = _recipe(recipe, settings, flags)
+    with BuildProgress() as progress:
+        summary = run(chosen, listener=progress)
+    print_summary(summary, chosen.store.path)
+    if summary.stopped:
+        raise typer.Exit(130)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def release(
+    store: StoreFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    schema: Annotated[
+        str | None, typer.Option(help="trajmill (all columns) or lemat-traj (the 25 published ones).")
+    ] = None,
+    stress: Annotated[str | None, typer.Option(help="auto, ev (eV/A^3, ASE sign) or kbar (VASP sign).")] = None,
+    version: Annotated[int | None, typer.Option(help="Version of the store; default the newest.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="TOML file or built-in recipe with the rules that run at release.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Export a store as a Hugging Face dataset: Parquet per configuration and a dataset card."""
+    from trajmill.releases.hugging_face import release as run
+    from trajmill.report import RowProgress, print_release
+    from trajmill.stores.delta import DeltaStore
+
+    chosen = _recipe(recipe, settings, {"release.format": schema, "release.stress": stress})
+    with RowProgress("release") as progress:
+        summary = run(DeltaStore(store, version=version), out, chosen, report=progress.update)
+    print_release(summary)
+
+
+@app.command()
+def info(path: Annotated[Path, typer.Argument(help="Folder of a store or a release.")]) -> None:
+    """Count what a store or a release holds and check that nothing is missing. Exit code 1 when a check fails."""
+    from trajmill.report import print_info
+
+    if not print_info(path):
+        raise typer.Exit(1)
+
+
+@app.command()
+def rejections(
+    store: StoreFolder,
+    rule: Annotated[str | None, typer.Option(help="Only what this rule rejected.")] = None,
+    identifier: Annotated[
+        str | None, typer.Option("--id", help="Only this frame, trajectory, task or material.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Rows to show; 0 shows all.")] = 50,
+) -> None:
+    """Say why frames, trajectories and records were turned away."""
+    from trajmill.report import print_rejections
+
+    print_rejections(store, rule, identifier, limit)
+
+
+@recipes.command("show")
+def show_recipe(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BUILT_IN)}.")] = "lemat-traj") -> None:
+    """Print a built-in recipe as TOML, with what each key means."""
+    if name not in BUILT_IN:
+        raise typer.BadParameter(f"no recipe {name}; there are: {', '.join(BUILT_IN)}")
+    sys.stdout.write(to_toml(BUILT_IN[name]))
+
+
+def _recipe(name: str | None, settings: list[str] | None, flags: dict[str, Any]) -> Recipe:
+    """Read the recipe; flags override it, `--set` overrides both."""
+    given = [f"{key}={_toml(value)}" for key, value in flags.items() if value is not None]
+    return load(name, [*given, *(settings or [])])
+
+
+def _toml(value: object) -> str:
+    return f"'{value}'" if isinstance(value, (Path, str)) else str(value)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"trajmill: {' '.join(message.split())}\n")
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Run the command line: one line and exit code 2 for what the user can put right, 130 when interrupted."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:  # a wrong flag or argument
+        _fail(f"{getattr(error, 'format_message', error.__str__)()} (see trajmill --help)", 2)
+    except TrajmillError as error:
+        _fail(str(error), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped; run the same command again to go on", 130)
+    raise SystemExit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

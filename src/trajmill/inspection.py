@@ -1,0 +1,160 @@
+"""Look into a store or a release: counts, checks, and why a frame is not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+
+from trajmill.errors import ReleaseError
+from trajmill.releases.hugging_face import MANIFEST
+from trajmill.stores.base import Balance
+from trajmill.stores.delta import DeltaStore
+
+
+@dataclass
+class Inspection:
+    """What was found.
+
+    Attributes:
+        title: one line.
+        tables: (title, column heads, rows).
+        checks: (what was checked, what is wrong; empty when nothing is).
+    """
+
+    title: str
+    tables: list[tuple[str, tuple[str, ...], Iterable[Sequence[Any]]]] = field(default_factory=list)
+    checks: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _query(sql: str, files: Sequence[tuple[str, Path, int]], **values: Any) -> list[tuple[Any, ...]]:
+    """Run SQL over the files of a role; nothing for no files."""
+    if not files:
+        return []
+    with duckdb.connect() as db:
+        paths = [str(path) for _, path, _ in files]
+        source = "read_parquet($files, hive_partitioning = false)"
+        return db.execute(sql.format(rows=source), {"files": paths, **values}).fetchall()
+
+
+def inspect_store(path: Path) -> Inspection:
+    """Count a store's frames and rejections, and check them against what its commits counted.
+
+    Raises:
+        StoreError: no store there.
+    """
+    store = DeltaStore(path)
+    frames, inputs, rejected = (store.files(role) for role in ("frame", "input", "rejection"))
+    present = set(store.assets())
+    balance = sum((b for asset, b in store.balances().items() if asset in present), Balance())
+    found = Inspection(f"{path}: store, version {store.version}, {len(present)} assets")
+    by_kind = "SELECT source, functional, run_type, count(DISTINCT trajectory_id), count(*) FROM {rows} GROUP BY ALL ORDER BY ALL"
+    found.tables.append(
+        ("frames", ("source", "functional", "run type", "trajectories", "frames"), _query(by_kind, frames))
+    )
+    if inputs:
+        found.tables.append(
+            (
+                "unlabelled input geometries",
+                ("source", "functional", "run type", "trajectories", "frames"),
+                _query(by_kind, inputs),
+            )
+        )
+    by_rule = "SELECT rejected_by, source, count(*), sum(coalesce(n_frames, 0))::BIGINT FROM {rows} GROUP BY ALL ORDER BY 4 DESC, 1, 2"
+    rules = _query(by_rule, rejected)
+    found.tables.append(("rejected", ("rule", "source", "rejections", "frames"), rules))
+    n_frames, n_inputs = (sum(n for *_, n in files) for files in (frames, inputs))
+    n_rejected = sum(row[3] for row in rules)
+    ids = _query("SELECT count(*) - count(DISTINCT id) FROM {rows}", frames)
+    found.checks += [
+        ("kept + rejected = read", _differ(n_frames + n_inputs + n_rejected, balance.frames)),
+        (
+            "records kept + rejected = read",
+            _differ(balance.records_kept + balance.records_rejected.total(), balance.records),
+        ),
+        ("rows = what the commits counted", _differ(n_frames + n_inputs, balance.kept)),
+        ("rejections = what the commits counted", _differ(n_rejected, balance.rejected.total())),
+    ]
+    if ids and ids[0][0]:
+        note = f"{ids[0][0]:,} frames have an id that occurs before (in another asset; a release keeps the newest)"
+        found.title += f"; {note}"
+    return found
+
+
+def inspect_release(path: Path) -> Inspection:
+    """Count a release's frames and check them against its manifest.
+
+    Raises:
+        ReleaseError: no release there.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReleaseError(f"{path}: neither a store nor a release (no _delta_log, no {MANIFEST})") from error
+    except json.JSONDecodeError as error:
+        raise ReleaseError(f"{path / MANIFEST}: damaged ({error})") from error
+    title = f"{path}: release, schema {manifest['format']}, stress in {manifest['stress_unit']}, store version {manifest['store_version']}"
+    found = Inspection(title)
+    head = ("configuration", "source", "functional", "run type", "trajectories", "frames")
+    columns = ("configuration", "source", "functional", "run_type", "trajectories", "frames")
+    found.tables.append(("contents", head, [[row[c] for c in columns] for row in manifest["contents"]]))
+    rejected, records = manifest["rejected_at_build"], manifest["records_rejected_at_build"]
+    rows = [(rule, rejected.get(rule, 0), records.get(rule, 0)) for rule in sorted({*rejected, *records})]
+    rows += [(f"{rule} (at release)", n, None) for rule, n in manifest["rejected_at_release"].items()]
+    found.tables.append(("rejected", ("rule", "frames", "records"), rows))
+    for name, expected in manifest["frames"].items():
+        files = sorted((path / name).glob("train-*.parquet"))
+        problem = _differ(sum(pq.read_metadata(f).num_rows for f in files), expected)
+        if not problem and (
+            repeated := _query("SELECT count(*) - count(DISTINCT id) FROM {rows}", [("", f, 0) for f in files])[0][0]
+        ):
+            problem = f"{repeated:,} ids occur twice"
+        found.checks.append((f"{name}: rows as in the manifest, ids unique", problem))
+    kept, left_out = sum(manifest["frames"].values()), sum(manifest["rejected_at_release"].values())
+    total = kept + left_out + sum(rejected.values())
+    found.checks.append(("kept + rejected = read", _differ(total, manifest["read"]["frames"])))
+    return found
+
+
+def _differ(found: int, expected: int) -> str:
+    return "" if found == expected else f"{found:,} found, {expected:,} expected"
+
+
+def find_rejections(
+    path: Path, rule: str | None, identifier: str | None, limit: int
+) -> tuple[list[tuple[Any, ...]], int, int]:
+    """Find rejections of a store.
+
+    Args:
+        path: folder of the store.
+        rule: only of this rule.
+        identifier: only of this frame id, trajectory id, task id or material id.
+        limit: rows to return, 0 for all.
+
+    Returns:
+        Rows of (rule, source, trajectory or record, step, frames, detail), how many there are in all, and how many
+        kept frames bear the identifier.
+    """
+    store = DeltaStore(path)
+    frame = "trajectory_id || '-' || relaxation_step"
+    where = f"""WHERE ($rule IS NULL OR rejected_by = $rule) AND ($id IS NULL OR $id IN (trajectory_id, task_id, immutable_id, {frame})
+                OR (relaxation_step IS NULL AND starts_with($id, trajectory_id || '-') AND regexp_matches($id, '-[0-9]+$')))"""
+    values = {"rule": rule, "id": identifier}
+    files = store.files("rejection")
+    total = _query(f"SELECT count(*) FROM {{rows}} {where}", files, **values)
+    rows = _query(
+        f"""SELECT rejected_by, source, coalesce(trajectory_id, task_id, immutable_id), relaxation_step, n_frames, rejection_detail
+            FROM {{rows}} {where} ORDER BY ALL {f"LIMIT {limit}" if limit else ""}""",
+        files,
+        **values,
+    )
+    kept = 0
+    if identifier:
+        sql = "SELECT count(*) FROM {rows} WHERE $id IN (id, trajectory_id, task_id, immutable_id)"
+        kept = sum(n for (n,) in _query(sql, [*store.files("frame"), *store.files("input")], id=identifier))
+    return rows, total[0][0] if total else 0, kept

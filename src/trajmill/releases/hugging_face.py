@@ -1,0 +1,281 @@
+"""A release in the layout of a Hugging Face dataset: a folder of Parquet shards per configuration and a card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trajmill.errors import ReleaseError
+from trajmill.recipe import Recipe
+from trajmill.releases.dataset_card import dataset_card
+from trajmill.releases.reference_energies import ReferenceEnergies
+from trajmill.releases.selection import select
+from trajmill.schema import FRAME_SCHEMA, METADATA, PUBLISHED, parquet_options
+from trajmill.stores.base import Balance
+from trajmill.stores.delta import DeltaStore
+from trajmill.units import KBAR_PER_EV_PER_A3
+
+CONFIGURATIONS = (
+    "compatible_pbe",
+    "compatible_pbesol",
+    "compatible_scan",
+    "compatible_r2scan",
+    "non_compatible",
+    "initial_structures",
+)
+MANIFEST = "trajmill.json"
+"""What the release was made of and what it holds."""
+
+ROW_GROUP = 10_000
+"""Frames per row group: small enough to stream, large enough to compress."""
+
+
+@dataclass(frozen=True)
+class ReleaseSummary:
+    """What a release holds.
+
+    Attributes:
+        path: its folder.
+        frames: frames per configuration.
+        rejected: frames left out by the rules that run at release, by rule.
+    """
+
+    path: Path
+    frames: dict[str, int]
+    rejected: dict[str, int]
+
+
+def release(
+    store: DeltaStore, out: Path, recipe: Recipe, *, report: Callable[[int, int], None] = lambda *_: None
+) -> ReleaseSummary:
+    """Export a store as a Hugging Face dataset.
+
+    The bytes depend on the store's version and the recipe alone, not on the engine that filled the store. The folder
+    appears when it is complete.
+
+    Args:
+        store: what to export, at its version.
+        out: folder to make; must not exist or be empty.
+        recipe: sections `release` and `rules`.
+        report: told frames done and frames in all.
+
+    Raises:
+        ReleaseError: the folder is not empty, or the store holds no frames.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ReleaseError(f"{out}: exists and is not empty; choose a new folder")
+    files, inputs = store.files("frame"), store.files("input")
+    total = sum(rows for *_, rows in (*files, *inputs))
+    if not total:
+        raise ReleaseError(f"{store.path}: holds no frames to release")
+    left_out = select(files, inputs, recipe.rules)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        schema, stress_unit = release_schema(recipe)
+        shards = {name: _Shards(partial / name, schema, recipe.release.rows_per_file) for name in CONFIGURATIONS}
+        e0s = ReferenceEnergies()
+        frame_counts: Counter[tuple[str, ...]] = Counter()
+        run_counts: Counter[tuple[str, ...]] = Counter()
+        done = 0
+        for role, listed in (("frame", files), ("input", inputs)):
+            for rows in _rows(listed, left_out):
+                if role == "frame":
+                    e0s.add(rows)
+                for name, part in _by_configuration(rows, role):
+                    shards[name].write(_as_released(part, schema, stress_unit))
+                    for key, (n_frames, n_runs) in _contents(name, part).items():
+                        frame_counts[key] += n_frames
+                        run_counts[key] += n_runs
+                done += len(rows)
+                report(done, total)
+        filled = {name: s for name, s in shards.items() if s.close()}
+        frames = {name: s.rows for name, s in filled.items()}
+        rejected = Counter(dict.fromkeys(left_out["rule"].to_pylist(), 0))
+        for rule, n in zip(left_out["rule"].to_pylist(), left_out["n_frames"].to_pylist(), strict=True):
+            rejected[rule] += n
+        keys = ("configuration", "source", "functional", "run_type")
+        contents = [
+            {**dict(zip(keys, key, strict=True)), "frames": n, "trajectories": run_counts[key]}
+            for key, n in sorted(frame_counts.items())
+        ]
+        manifest = _manifest(store, recipe, stress_unit, frames, contents, rejected)
+        _write(partial / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+        _write(partial / "e0s.json", json.dumps(e0s.solve(), indent=1))
+        _write(partial / "README.md", dataset_card(manifest, schema, {n: s.n_bytes for n, s in filled.items()}))
+        if out.exists():
+            out.rmdir()
+        partial.replace(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return ReleaseSummary(out, frames, dict(rejected))
+
+
+def release_schema(recipe: Recipe) -> tuple[pa.Schema, str]:
+    """Return the schema of a release and the unit of its stress, which is also in the schema's metadata."""
+    published = recipe.release.format == "lemat-traj"
+    kbar = recipe.release.stress == "kbar" or (recipe.release.stress == "auto" and published)
+    unit = "kBar" if kbar else "eV/A^3"
+    schema = pa.schema([c.field for c in PUBLISHED]) if published else FRAME_SCHEMA
+    if kbar:
+        note = {"unit": "kBar", "description": "Stress as VASP prints it, positive when the cell is compressed."}
+        index = schema.names.index("stress_tensor")
+        schema = schema.set(index, schema.field(index).with_metadata(note))
+    return schema.with_metadata(
+        METADATA | {"trajmill.stress_unit": unit, "trajmill.format": recipe.release.format}
+    ), unit
+
+
+def _rows(files: list[tuple[str, Path, int]], left_out: pa.Table) -> Iterator[pa.Table]:
+    """Stream the frames of a role, asset by asset in the order of their names, without what the release leaves out."""
+    for asset, path, _ in files:
+        gone = left_out.filter(pc.equal(left_out["asset"], asset))["trajectory_id"].combine_chunks()
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP):
+            rows = pa.Table.from_batches([batch])
+            rows = rows.append_column(FRAME_SCHEMA.field("asset"), pa.repeat(asset, len(rows)))
+            if len(gone):
+                rows = rows.filter(pc.invert(pc.is_in(rows["trajectory_id"], gone)))
+            if len(rows):
+                yield rows
+
+
+def _by_configuration(rows: pa.Table, role: str) -> Iterator[tuple[str, pa.Table]]:
+    """Cut rows into configurations by their own content."""
+    if role == "input":
+        yield "initial_structures", rows
+        return
+    compatible = rows["cross_compatibility"]
+    for functional in sorted(pc.unique(rows["functional"]).to_pylist()):
+        part = rows.filter(pc.and_(compatible, pc.equal(rows["functional"], functional)))
+        if len(part):
+            yield f"compatible_{functional}", part
+    rest = rows.filter(pc.invert(compatible))
+    if len(rest):
+        yield "non_compatible", rest
+
+
+def _as_released(rows: pa.Table, schema: pa.Schema, stress_unit: str) -> pa.Table:
+    """Give rows the columns and units of the release."""
+    if stress_unit == "kBar":
+        index = rows.schema.names.index("stress_tensor")
+        rows = rows.set_column(index, "stress_tensor", _scaled(rows["stress_tensor"], -KBAR_PER_EV_PER_A3))
+    if schema.metadata[b"trajmill.format"] == b"lemat-traj":  # the published set has the raw energy outside PBE
+        index = rows.schema.names.index("energy_corrected")
+        corrected = pc.if_else(pc.equal(rows["functional"], "pbe"), rows["energy_corrected"], rows["energy"])
+        rows = rows.set_column(index, "energy_corrected", corrected)
+    return rows.select(schema.names).cast(schema)
+
+
+def _scaled(matrices: pa.ChunkedArray, factor: float) -> pa.Array:
+    """Multiply every number of a list<list<double>> column."""
+    outer = matrices.combine_chunks()
+    inner = outer.flatten()
+    values = pc.multiply(inner.flatten(), factor)
+    lengths = pc.fill_null(pc.list_value_length(outer), 0)
+    borders = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths).cast(pa.int32())])
+    rows = pa.ListArray.from_arrays(pa.array(range(0, len(values) + 1, 3), pa.int32()), values)
+    return pa.ListArray.from_arrays(borders, rows, mask=outer.is_null() if outer.null_count else None)
+
+
+@dataclass
+class _Shards:
+    """Writes `train-00000-of-0000N.parquet`, N files of equal numbers of rows."""
+
+    folder: Path
+    schema: pa.Schema
+    rows_per_file: int
+    waiting: list[pa.Table] = field(default_factory=list)
+    n_waiting: int = 0
+    rows: int = 0
+    n_bytes: int = 0
+    n_files: int = 0
+    in_file: int = 0
+    writer: Any = None
+
+    def write(self, rows: pa.Table) -> None:
+        self.waiting.append(rows)
+        self.n_waiting += len(rows)
+        self.rows += len(rows)
+        self.n_bytes += rows.nbytes
+        if self.n_waiting >= ROW_GROUP:
+            self._flush(whole=True)
+
+    def _flush(self, *, whole: bool) -> None:
+        """Write waiting rows in row groups that do not depend on how they arrived; without `whole` also the rest."""
+        rows = pa.concat_tables(self.waiting).combine_chunks()
+        while len(rows) >= (ROW_GROUP if whole else 1):
+            n = min(ROW_GROUP, self.rows_per_file - self.in_file)
+            if self.writer is None:
+                self.folder.mkdir(exist_ok=True)
+                options = parquet_options(self.schema)
+                self.writer = pq.ParquetWriter(self.folder / f"{self.n_files:05d}.parquet", self.schema, **options)
+                self.n_files += 1
+            self.writer.write_table(rows.slice(0, n))
+            self.in_file += min(n, len(rows))
+            rows = rows.slice(n)
+            if self.in_file == self.rows_per_file:
+                self._close_file()
+        self.waiting, self.n_waiting = [rows], len(rows)
+
+    def _close_file(self) -> None:
+        self.writer.close()
+        self.writer, self.in_file = None, 0
+
+    def close(self) -> int:
+        """Finish the files, give them their final names, return the number of rows."""
+        if self.n_waiting:
+            self._flush(whole=False)
+        if self.writer is not None:
+            self._close_file()
+        for i in range(self.n_files):
+            (self.folder / f"{i:05d}.parquet").replace(self.folder / f"train-{i:05d}-of-{self.n_files:05d}.parquet")
+        return self.rows
+
+
+def _contents(configuration: str, rows: pa.Table) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Count frames and trajectories (by their final frames) by configuration, source, functional and run type."""
+    groups = rows.group_by(["source", "functional", "run_type"]).aggregate([("id", "count"), ("is_final", "sum")])
+    return {
+        (configuration, g["source"], g["functional"], g["run_type"] or "unknown"): (g["id_count"], g["is_final_sum"])
+        for g in groups.to_pylist()
+    }
+
+
+def _manifest(
+    store: DeltaStore,
+    recipe: Recipe,
+    stress_unit: str,
+    frames: dict[str, int],
+    contents: list[dict[str, Any]],
+    rejected: Counter[str],
+) -> dict[str, Any]:
+    """Describe the release; nothing in it depends on when or where it was made."""
+    balance = sum(store.balances().values(), Balance())
+    return {
+        "store_version": store.version,
+        "format": recipe.release.format,
+        "stress_unit": stress_unit,
+        "packages": store.versions(),
+        "rules": recipe.rules.model_dump(mode="json"),
+        "frames": frames,
+        "contents": contents,
+        "read": {"records": balance.records, "frames": balance.frames},
+        "rejected_at_build": dict(sorted(balance.rejected.items())),
+        "records_rejected_at_build": dict(sorted(balance.records_rejected.items())),
+        "rejected_at_release": dict(sorted(rejected.items())),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")

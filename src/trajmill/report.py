@@ -1,0 +1,186 @@
+"""What the command line shows: progress while work runs, tables when it is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from trajmill.engines.base import Done, Event, Failed, Lost
+from trajmill.engines.base import Progress as TaskProgress
+
+if TYPE_CHECKING:
+    from trajmill.pipeline import BuildSummary
+    from trajmill.releases.hugging_face import ReleaseSummary
+
+PLAIN_EVERY = 30.0
+"""Seconds between lines of progress when the output is no terminal."""
+
+
+class BuildProgress:
+    """Shows a build: a live bar on a terminal, a line now and then elsewhere. Goes to standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._live = self._console.is_terminal
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"),
+            TextColumn("{task.fields[frames]}"), TimeRemainingColumn(), console=self._console, disable=not self._live, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("listing", total=None, done="", frames="")
+        self._sizes: dict[str, int] = {}
+        self._finished: dict[str, tuple[int, int]] = {}
+        self._running: dict[str, tuple[int, int]] = {}
+        self._start = self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def preparing(self, source: str) -> None:
+        """See `Listener.preparing`."""
+        self._bar.update(self._task, description=f"preparing {source}")
+
+    def started(self, assets: dict[str, int]) -> None:
+        """See `Listener.started`."""
+        self._sizes = assets
+        self._start = time.monotonic()
+        self._bar.reset(self._task, description="building", total=max(1, sum(assets.values())))
+
+    def happened(self, event: Event) -> None:
+        """See `Listener.happened`."""
+        if isinstance(event, TaskProgress):
+            self._running[event.name] = (event.numbers[0], event.numbers[1])
+        elif isinstance(event, Done):
+            balance = getattr(event.value, "balance", None)
+            self._finish(event.name, (balance.frames, balance.rejected.total()) if balance else (0, 0))
+        elif isinstance(event, Failed):
+            self._finish(event.name, (0, 0))
+            self._console.print(f"failed: {event.name}: {event.reason}", style="red", soft_wrap=True)
+            if event.traceback and not isinstance(event.error, ValueError):
+                self._console.print(event.traceback, style="dim", soft_wrap=True)
+        elif isinstance(event, Lost):
+            self._running.pop(event.name, None)
+            self._console.print(f"{event.name}: {event.reason}; trying again", style="yellow", soft_wrap=True)
+        self._show()
+
+    def _finish(self, name: str, numbers: tuple[int, int]) -> None:
+        self._running.pop(name, None)
+        self._finished[name] = numbers
+        self._bar.advance(self._task, self._sizes[name])
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        counts = [*self._finished.values(), *self._running.values()]
+        frames, rejected = (sum(c[i] for c in counts) for i in (0, 1))
+        done = f"{len(self._finished)}/{len(self._sizes)} assets"
+        rate = f"{frames:,} frames ({frames / max(now - self._start, 1e-3):,.0f}/s), {rejected:,} rejected"
+        self._bar.update(self._task, done=done, frames=rate)
+        if not self._live and now - self._said >= PLAIN_EVERY:
+            self._said = now
+            self._console.print(f"{done}, {rate}", soft_wrap=True)
+
+
+class RowProgress:
+    """Shows rows done of all rows on a terminal, nothing elsewhere. Goes to standard error."""
+
+    def __init__(self, what: str) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+            disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task(what, total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Show how far it is."""
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def _print(*lines: object) -> None:
+    """Print results to standard output, at full width when it is no terminal."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for line in lines:
+        console.print(line, soft_wrap=isinstance(line, str))
+
+
+def _table(title: str, head: tuple[str, ...], rows: Any) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    cells = [[f"{c:,}" if isinstance(c, int) else str("" if c is None else c) for c in row] for row in rows]
+    for i, name in enumerate(head):
+        numeric = bool(cells) and all(row[i].replace(",", "").isdigit() for row in cells)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def print_summary(summary: BuildSummary, store: object) -> None:
+    """Say what a build did."""
+    b = summary.balance
+    head = f"{store}: version {summary.version}; {len(summary.built)} assets built, {len(summary.unchanged)} unchanged"
+    _print(head + (f", {len(summary.failed)} failed" if summary.failed else ""))
+    if summary.built:
+        _print(f"records {b.records:,} = {b.records_kept:,} kept + {b.records_rejected.total():,} rejected")
+        _print(f"frames  {b.frames:,} = {b.kept:,} kept + {b.rejected.total():,} rejected")
+        _print(_rules(b.rejected, b.records_rejected))
+    if summary.vanished:
+        _print(f"{len(summary.vanished)} assets of the store are no longer among the raw files; their rows were kept:")
+        _print(*(f"  {name}" for name in summary.vanished))
+    for name, failure in sorted(summary.failed.items()):
+        _print(f"failed: {name}: {failure.reason}")
+    if summary.stopped:
+        _print("stopped before all was done; run the same command again to go on")
+
+
+def _rules(frames: Counter[str], records: Counter[str]) -> Table:
+    rows = [(rule, frames[rule], records[rule]) for rule in sorted({*frames, *records}, key=lambda r: (-frames[r], r))]
+    return _table("rejected", ("rule", "frames", "records"), rows)
+
+
+def print_release(summary: ReleaseSummary) -> None:
+    """Say what a release holds."""
+    _print(f"{summary.path}: {sum(summary.frames.values()):,} frames")
+    _print(_table("configurations", ("configuration", "frames"), summary.frames.items()))
+    if summary.rejected:
+        _print(_table("left out at release", ("rule", "frames"), summary.rejected.items()))
+
+
+def print_info(path: Path) -> bool:
+    """Print what a store or release holds; return whether its checks hold."""
+    from trajmill.inspection import inspect_release, inspect_store
+
+    report = inspect_store(path) if (path / "_delta_log").is_dir() else inspect_release(path)
+    _print(report.title)
+    for table in report.tables:
+        _print(_table(*table))
+    for name, problem in report.checks:
+        _print(f"{'FAILED' if problem else 'ok'}: {name}{f': {problem}' if problem else ''}")
+    return not any(problem for _, problem in report.checks)
+
+
+def print_rejections(store: Path, rule: str | None, identifier: str | None, limit: int) -> None:
+    """Print rejections with their reasons; an identifier that was kept is said to be there."""
+    from trajmill.inspection import find_rejections
+
+    rows, total, kept = find_rejections(store, rule, identifier, limit)
+    if kept:
+        _print(f"{identifier}: {kept:,} frames of it are in the store")
+    _print(_table("rejections", ("rule", "source", "trajectory or record", "step", "frames", "detail"), rows))
+    _print(f"{len(rows):,} of {total:,} rejections shown" + (" (--limit 0 shows all)" if len(rows) < total else ""))

@@ -1,0 +1,166 @@
+"""Task and materials documents of the Materials Project as typed structures that skip what trajmill does not need."""
+
+from __future__ import annotations
+
+import json
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from trajmill.sources.pymatgen_json import Rows, Structure, decode
+from trajmill.sources.vasp_inputs import CalculationInput
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class ElectronicStep(msgspec.Struct, gc=False):
+    """An electronic step, eV."""
+
+    e_fr_energy: float | None = None
+    e_0_energy: float | None = None
+
+
+class IonicStep(msgspec.Struct, gc=False):
+    """An ionic step; energies eV, forces eV/A, stress kBar with VASP's sign.
+
+    The step's own `e_0_energy` is left out on purpose: for VASP 5 it holds the electronic entropy, not an energy.
+    """
+
+    e_fr_energy: float | None = None
+    forces: Rows | None = None
+    stress: Rows | None = None
+    structure: Structure | None = None
+    electronic_steps: list[ElectronicStep | None] | None = None
+    num_electronic_steps: int | None = None
+
+
+class FinalSite(msgspec.Struct, gc=False):
+    """A site of the last structure, for its magnetic moment."""
+
+    properties: dict[str, Any] | None = None
+
+
+class FinalStructure(msgspec.Struct, gc=False):
+    """The last structure of a calculation."""
+
+    sites: list[FinalSite | None] | None = None
+
+
+class Outcar(msgspec.Struct, gc=False):
+    """What the OUTCAR adds."""
+
+    magnetization: list[Any] | None = None
+
+
+class CalculationOutput(msgspec.Struct, gc=False):
+    """`calcs_reversed[].output`."""
+
+    ionic_steps: list[IonicStep | None] | None = None
+    structure: FinalStructure | None = None
+    outcar: Outcar | None = None
+
+
+class Calculation(msgspec.Struct, gc=False):
+    """One VASP calculation of a task."""
+
+    input: CalculationInput | None = None
+    output: CalculationOutput | None = None
+    run_type: Any = None
+    task_type: Any = None
+    calc_type: Any = None
+    completed_at: Any = None
+
+
+class Task(msgspec.Struct, gc=False):
+    """A task document; `calcs_reversed` has the last calculation first."""
+
+    task_id: str | int | None = None
+    calcs_reversed: list[Calculation | None] | None = None
+    run_type: Any = None
+    task_type: Any = None
+    calc_type: Any = None
+    last_updated: Any = None
+
+
+class Origin(msgspec.Struct, gc=False):
+    """Which task a property of a material comes from."""
+
+    name: str | None = None
+    task_id: str | int | None = None
+
+
+class BuilderMeta(msgspec.Struct, gc=False):
+    """Who built a material document, and under which licence it may be used."""
+
+    license: str | None = None
+
+
+class Material(msgspec.Struct, gc=False):
+    """A materials document."""
+
+    material_id: str | int | None = None
+    task_ids: list[str | int] | None = None
+    deprecated: bool | None = None
+    deprecation_reasons: Any = None
+    deprecated_tasks: list[str | int] | None = None
+    calc_types: dict[str, Any] | None = None
+    run_types: dict[str, Any] | None = None
+    task_types: dict[str, Any] | None = None
+    origins: list[Origin | None] | None = None
+    builder_meta: BuilderMeta | None = None
+    last_updated: Any = None
+
+
+def decode_leniently(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+    """Decode one document; what is not of its type is lost alone, not the document with it.
+
+    Args:
+        decoder: decoder of a document's type.
+        raw: one line of a JSON Lines file.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or not an object.
+    """
+    try:
+        return decode(decoder, raw)
+    except msgspec.ValidationError:
+        document: T | None = salvage(json.loads(raw), decoder.type | None)
+        if document is None:
+            raise ValueError("not a document") from None
+        return document
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def salvage(value: Any, kind: Any) -> Any:
+    """Convert decoded JSON to a type, piece by piece.
+
+    A malformed number becomes NaN; anything else malformed becomes None at the nearest place whose type admits it.
+    So a bad ionic step costs that step, and a bad force component that component.
+
+    Raises:
+        ValueError: malformed, and nowhere admits None.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        if kind is float:
+            return float("nan")
+    if get_origin(kind) in (Union, UnionType):
+        for choice in get_args(kind):
+            try:
+                return salvage(value, choice)
+            except ValueError:
+                continue
+    elif get_origin(kind) is list and isinstance(value, list):
+        return [salvage(item, get_args(kind)[0]) for item in value]
+    elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict):
+        present = [field for field in msgspec.structs.fields(kind) if field.name in value]
+        try:
+            return kind(**{field.name: salvage(value[field.name], field.type) for field in present})
+        except TypeError as error:
+            raise ValueError("a required field is missing") from error
+    elif kind is type(None):
+        return None
+    raise ValueError(f"not {kind}")

@@ -1,0 +1,163 @@
+"""What the materials documents say about tasks: an index in a SQLite file, so that 1.5 M tasks need no memory."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from trajmill.sources.mp_dates import utc_text
+from trajmill.sources.mp_documents import Material
+from trajmill.sources.mp_ids import canonical_task_id
+from trajmill.sources.vasp_types import stored_types
+
+FACTS_VERSION = 1
+"""Raise when the content of an index changes meaning: indexes of other versions are built anew."""
+
+PRIMARY_ORIGIN = "structure"
+"""The origin that names a material's primary task: its structure is the material's (emmet writes no other)."""
+
+
+class Facts(msgspec.Struct, frozen=True, gc=False):
+    """What a material says about one of its tasks.
+
+    Attributes:
+        material_id: canonical id of the material.
+        license: `BY-C`, `BY-NC` or None.
+        deprecated: why the task or its material was withdrawn, None when it was not.
+        run_type, task_type: as the material stores them for this task.
+        is_origin: whether the material's structure is this task's.
+        last_updated: date of the materials document.
+    """
+
+    material_id: str
+    license: str | None = None
+    deprecated: str | None = None
+    run_type: str | None = None
+    task_type: str | None = None
+    is_origin: bool = False
+    last_updated: str | None = None
+
+
+def facts_of(material: Material) -> Iterator[tuple[str, Facts]]:
+    """Yield the canonical id of each task a materials document names, and what it says about it."""
+    if material.material_id is None:
+        return
+    material_id = canonical_task_id(str(material.material_id))
+    types = [
+        {canonical_task_id(task): value for task, value in (given or {}).items() if value is not None}
+        for given in (material.run_types, material.task_types, material.calc_types)
+    ]
+    withdrawn = {canonical_task_id(str(task)) for task in material.deprecated_tasks or ()}
+    origins = {
+        canonical_task_id(str(origin.task_id))
+        for origin in material.origins or ()
+        if origin and origin.name == PRIMARY_ORIGIN
+    }
+    named = dict.fromkeys(canonical_task_id(str(task)) for task in material.task_ids or ())
+    for task in dict.fromkeys(chain(named, *types, withdrawn)):
+        deprecated = f"in deprecated_tasks of {material_id}" if task in withdrawn else None
+        if material.deprecated:
+            reasons = material.deprecation_reasons
+            deprecated = f"material {material_id} is deprecated" + (f": {reasons}" if reasons else "")
+        run_type, task_type = stored_types(*(given.get(task) for given in types))
+        yield (
+            task,
+            Facts(
+                material_id=material_id,
+                license=material.builder_meta.license if material.builder_meta else None,
+                deprecated=deprecated,
+                run_type=run_type,
+                task_type=task_type,
+                is_origin=task in origins,
+                last_updated=utc_text(material.last_updated),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Index:
+    """A SQLite file of JSON values by table and key; picklable, opened where it is read."""
+
+    path: Path
+
+    @classmethod
+    def build(
+        cls, workspace: Path, name: str, digest: str, tables: Mapping[str, Iterable[tuple[str, msgspec.Struct]]]
+    ) -> Index:
+        """Build the index unless it is there for the same input; a build that was cut off starts anew.
+
+        Args:
+            workspace: folder of the index.
+            name: distinguishes indexes in one workspace.
+            digest: of everything the tables are made from.
+            tables: streams of key and value, read only when there is something to do.
+        """
+        path = workspace / f"{name}-{hashlib.sha256(f'{FACTS_VERSION} {digest}'.encode()).hexdigest()[:16]}.sqlite"
+        if path.exists():
+            return cls(path)
+        workspace.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".part")
+        aside.unlink(missing_ok=True)
+        with closing(sqlite3.connect(aside)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            for table, rows in tables.items():
+                connection.execute(f"CREATE TABLE {table} (key TEXT NOT NULL, value BLOB NOT NULL)")
+                encoded = ((key, msgspec.json.encode(value)) for key, value in rows)
+                connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", encoded)
+                connection.execute(f"CREATE INDEX {table}_by_key ON {table} (key)")
+            connection.commit()
+        for outdated in workspace.glob(f"{name}-*.sqlite"):
+            outdated.unlink()
+        aside.replace(path)
+        return cls(path)
+
+    def open(self) -> Reader:
+        """Open the index for reading, as a context manager."""
+        return Reader(self.path)
+
+
+class Reader:
+    """An open index."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def values(self, table: str, key: str) -> list[bytes]:
+        """Return the JSON values of a key, sorted."""
+        return sorted(row[0] for row in self._connection.execute(f"SELECT value FROM {table} WHERE key = ?", (key,)))
+
+    def facts(self, task: str) -> Facts | None:
+        """Return what the materials say about a task, by its canonical id.
+
+        Where several materials name it, one that is not deprecated and then the newest decides.
+        """
+        found = [_FACTS.decode(value) for value in self.values("facts", task)]
+        return max(found, key=lambda f: (f.deprecated is None, f.last_updated or "", f.material_id), default=None)
+
+    def digest(self, tables: Iterable[str], task_ids: Iterable[str]) -> str:
+        """Digest the values of these tasks in all these tables."""
+        result = hashlib.sha256()
+        for task in sorted({canonical_task_id(task) for task in task_ids}):
+            for table in tables:
+                for value in self.values(table, task):
+                    result.update(b"%s %s %s\n" % (task.encode(), table.encode(), value))
+        return result.hexdigest()
+
+
+_FACTS = msgspec.json.Decoder(Facts)

@@ -1,0 +1,308 @@
+"""Streaming reader of a mysqldump: chosen columns of chosen tables as Arrow tables, without a server."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from isal import igzip, igzip_lib
+from pyarrow import csv
+
+from trajmill.errors import SourceError
+from trajmill.sources.files import read_ahead
+
+_CHUNK = 1 << 16  # small: where gzip data breaks off, igzip loses the chunk it was working on
+_LONGEST_LINE = 1 << 29  # MySQL refuses statements above 1 GB; anything near that is no dump
+_MASK = b"\x01"  # stands for an escaped backslash while the other escapes are undone; text holding it is read exactly
+_ESCAPES = {"n": "\n", "r": "\r", "0": "\0", "Z": "\x1a", "t": "\t", "b": "\b"}
+_BEGINS = re.compile(rb"CREATE TABLE |INSERT |REPLACE |UNLOCK TABLES|LOCK TABLES|DROP TABLE|/\*!")
+_CREATE = re.compile(rb"CREATE TABLE (?:IF NOT EXISTS )?`([^`]+)`")
+_COLUMN = re.compile(rb"^\s*`([^`]+)`\s+(\w+)", re.MULTILINE)
+_INSERT = re.compile(rb"(?:INSERT(?: IGNORE)?|REPLACE) INTO `([^`]+)`\s*(\([^)]*\))?\s*VALUES\s*")
+# Possessive quantifiers: an unclosed string fails at once instead of trying every way to split it.
+_VALUE = re.compile(rb"\s*(?:'((?:[^'\\]++|\\.|'')*+)'|([^',()\s]++))\s*([,)])", re.DOTALL)
+_ESCAPED = re.compile(rb"\\([^%_])|''", re.DOTALL)
+_INTEGERS = {"tinyint", "smallint", "mediumint", "int", "integer", "bigint"}
+_FLOATS = {"double", "float", "real", "decimal", "numeric"}
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table's columns in the order of its values, and those wanted of it."""
+
+    name: str
+    types: Mapping[str, pa.DataType]
+    wanted: tuple[str, ...]
+
+
+class MySQLDump:
+    """A mysqldump, plain or gzipped, read once from front to back in memory bounded by one statement.
+
+    Columns are found by name in each table's CREATE TABLE, so their order may differ between dumps. Integers come
+    as int64, doubles as float64, everything else as text (UTF-8, else latin-1). A row that cannot be read costs that
+    row: it is reported and the rest of its statement is kept. So is the end of a file that was cut off.
+
+    Args:
+        path: the dump.
+        wanted: columns to read, by table.
+        report: called with a text for each row that could not be read and once for a file that was cut off.
+    """
+
+    def __init__(self, path: Path, wanted: Mapping[str, Collection[str]], *, report: Report) -> None:
+        self.path = path
+        self.wanted = wanted
+        self.report = report
+        self._damage: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield (table name, rows) for each INSERT statement, in the order of the file.
+
+        Raises:
+            SourceError: not a mysqldump, or a wanted table or column is not in it.
+        """
+        tables: dict[str, _Table] = {}
+        for name, statement in self._statements():
+            if statement.startswith(b"CREATE"):
+                tables[name] = self._define(name, statement)
+            elif name not in tables:
+                raise SourceError(
+                    f"{self.path}: INSERT INTO `{name}` comes before its CREATE TABLE, so the column order is "
+                    "unknown; make the dump without --no-create-info"
+                )
+            else:
+                yield name, self._parse(tables[name], statement)
+        if self._damage:
+            self.report(self._damage)
+        if missing := sorted(set(self.wanted) - set(tables)):
+            raise SourceError(
+                f"{self.path}: no CREATE TABLE for {', '.join(missing)}; "
+                + (f"{self._damage}: fetch the dump again" if self._damage else "is this a mysqldump of OQMD?")
+            )
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Yield the dump's text as it comes, decompressed, up to where it is readable."""
+        size = 0
+        try:
+            with self.path.open("rb") as file:
+                zipped = file.read(2) == b"\x1f\x8b"
+            opener = igzip.open if zipped else open
+            for chunk in read_ahead(lambda: cast("BinaryIO", opener(self.path, "rb")), _CHUNK, ahead=64):
+                yield chunk
+                size += len(chunk)
+        except (EOFError, gzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]  # isal types the class as an instance
+            self._damage = f"the gzip data ends or breaks after {size} bytes of text ({error})"
+        except OSError as error:
+            raise SourceError(f"{self.path}: cannot be read ({error.strerror}); name the SQL dump") from error
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield lines without their newline; refuse at the first one what is no SQL."""
+        head: list[bytes] = []
+        first = True
+        for chunk in self._chunks():
+            *lines, tail = chunk.split(b"\n")
+            for line in lines:
+                yield b"".join([*head, line])
+                head.clear()
+            head.append(tail)
+            if first and (start := chunk.lstrip(b"\xef\xbb\xbf \t\r\n")):
+                first = False
+                if not re.match(rb"--|/\*|#|[A-Za-z]+\s", start):
+                    what = "an HTML page" if start[:1] == b"<" else f"it begins with {start[:20]!r}"
+                    raise SourceError(f"{self.path}: not an SQL dump ({what}); fetch it again")
+            if len(head) * _CHUNK > _LONGEST_LINE:
+                raise SourceError(f"{self.path}: a line longer than {_LONGEST_LINE} bytes; not a mysqldump")
+        if first and not self._damage:
+            raise SourceError(f"{self.path}: the file is empty; fetch the dump again")
+        yield b"".join(head)
+
+    def _statements(self) -> Iterator[tuple[str, bytes]]:
+        """Yield (table, statement) of the wanted tables, each INSERT on one line.
+
+        A statement ends with a semicolon at a line's end outside of a string, or where another one begins (so that a
+        lost quote costs one statement and not the rest of the file).
+        """
+        parts: list[bytes] = []
+        name, in_string, create, locked = "", False, False, False
+        for line in self._lines():
+            if parts and _BEGINS.match(line):
+                yield name, b"".join(parts)
+                parts, in_string = [], False
+            if not parts:
+                locked = line.startswith(b"LOCK TABLES") or (locked and not line.startswith(b"UNLOCK TABLES"))
+                match = _CREATE.match(line) or _INSERT.match(line)
+                if match is None or (name := match[1].decode("latin-1")) not in self.wanted:
+                    continue
+                create = line.startswith(b"CREATE")
+            in_string ^= _odd_quotes(line)
+            parts.append(line)
+            if in_string:
+                parts.append(rb"\n")
+            elif create:
+                parts.append(b"\n")
+            if not in_string and line.rstrip().endswith(b";"):
+                yield name, b"".join(parts)
+                parts = []
+        if not self._damage and (parts or locked):
+            self._damage = f"the dump ends in the middle of table {name}"
+        if parts:
+            yield name, b"".join(parts)
+
+    def _define(self, name: str, statement: bytes) -> _Table:
+        """Read a CREATE TABLE."""
+        columns = {column.decode("latin-1"): _type(kind) for column, kind in _COLUMN.findall(statement)}
+        if missing := [column for column in self.wanted[name] if column not in columns]:
+            raise SourceError(
+                f"{self.path}: table {name} has no column {', '.join(missing)} (it has {', '.join(columns)}); "
+                "is this a mysqldump of OQMD?"
+            )
+        return _Table(name, columns, tuple(self.wanted[name]))
+
+    def _parse(self, table: _Table, statement: bytes) -> pa.Table:
+        """Read the rows of an INSERT; all at once when nothing is wrong with it, else row by row."""
+        match = _INSERT.match(statement)
+        if match is None:
+            self.report(f"statement of table {table.name} cannot be read: {_decode(statement[:80])}")
+            return self._parse_rows(table, b"")
+        if match[2]:  # column names given: they decide the order
+            names = [name.strip(b" `").decode("latin-1") for name in match[2][1:-1].split(b",")]
+            if missing := sorted(set(table.wanted) - set(names)):
+                raise SourceError(f"{self.path}: an INSERT INTO {table.name} gives no {', '.join(missing)}")
+            table = _Table(table.name, {name: table.types.get(name, pa.binary()) for name in names}, table.wanted)
+        values = statement[match.end() :].rstrip().removesuffix(b";").rstrip()
+        if values[:1] == b"(" and values[-1:] == b")" and _MASK not in values:
+            try:
+                return _parse_at_once(table, values)
+            except pa.ArrowInvalid:
+                pass  # a row is wrong; the exact reader says which
+        return self._parse_rows(table, values)
+
+    def _parse_rows(self, table: _Table, values: bytes) -> pa.Table:
+        """Read row by row, exactly, and report the rows that are wrong."""
+        names = list(table.types)
+        places = [names.index(name) for name in table.wanted]
+        good: list[list[int | float | str | None]] = []
+        for text, row in _rows(values):
+            problem = "not closed"
+            if row is not None and len(row) != len(names):
+                problem = f"{len(row)} values for {len(names)} columns"
+            elif row is not None:
+                try:
+                    good.append([_convert(row[i], table.types[names[i]]) for i in places])
+                    continue
+                except ValueError as error:
+                    problem = str(error)
+            self.report(f"row of table {table.name} cannot be read ({problem}): {_decode(text[:80])}")
+        schema = pa.schema([(name, _arrow(table.types[name])) for name in table.wanted])
+        return pa.table(
+            [pa.array([row[i] for row in good], field.type) for i, field in enumerate(schema)], schema=schema
+        )
+
+
+def _odd_quotes(line: bytes) -> bool:
+    """Whether a string that opens (or closes) in this line does not close (or open) in it."""
+    if b"\\" in line:
+        line = line.replace(rb"\\", b"").replace(rb"\'", b"")
+    return line.count(b"'") % 2 == 1
+
+
+def _type(kind: bytes) -> pa.DataType:
+    """Map a MySQL column type; text is bytes until its encoding is known."""
+    name = kind.decode("latin-1").lower()
+    return pa.int64() if name in _INTEGERS else pa.float64() if name in _FLOATS else pa.binary()
+
+
+def _arrow(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if kind == pa.binary() else kind
+
+
+def _parse_at_once(table: _Table, values: bytes) -> pa.Table:
+    """Read `(…),(…)` on one line with Arrow's CSV parser.
+
+    The text holds no raw newline, so a newline can stand for `),(`: between rows it ends the row, inside a string
+    it is turned back. Quotes are doubled for the parser, the other escapes are undone column by column.
+
+    Raises:
+        pyarrow.ArrowInvalid: a row has a wrong number of values or one that is not of its column's type.
+    """
+    escaped = b"\\" in values
+    if escaped:
+        values = values.replace(rb"\\", _MASK).replace(rb"\'", b"''")
+    values = values[1:-1].replace(b"),(", b"\n")
+    rows = csv.read_csv(
+        pa.BufferReader(values),
+        read_options=csv.ReadOptions(use_threads=False, block_size=len(values) + 1, column_names=list(table.types)),
+        parse_options=csv.ParseOptions(quote_char="'", newlines_in_values=True, ignore_empty_lines=False),
+        convert_options=csv.ConvertOptions(
+            check_utf8=False,
+            column_types=table.types,
+            include_columns=table.wanted,
+            null_values=["NULL"],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    return pa.table(
+        {
+            name: _text(column, escaped=escaped) if column.type == pa.binary() else column
+            for name, column in zip(table.wanted, rows.columns, strict=True)
+        }
+    )
+
+
+def _text(column: pa.ChunkedArray, *, escaped: bool) -> pa.ChunkedArray:
+    """Undo what `_parse_at_once` did to strings, then the escapes, then decode."""
+    column = pc.replace_substring(column, "\n", "),(")
+    if escaped:
+        if pc.any(pc.match_substring(column, "\\")).as_py():
+            for code, character in _ESCAPES.items():
+                column = pc.replace_substring(column, "\\" + code, character)
+            column = pc.replace_substring_regex(column, r"(?s)\\([^%_])", r"\1")
+        column = pc.replace_substring(column, _MASK.decode(), "\\")
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.chunked_array([pa.array([v if v is None else _decode(v) for v in column.to_pylist()], pa.string())])
+
+
+def _rows(values: bytes) -> Iterator[tuple[bytes, list[bytes | None] | None]]:
+    """Yield each row's text and values (None for NULL), no values where a row is malformed."""
+    start = values.find(b"(")
+    while start >= 0:
+        row: list[bytes | None] | None = []
+        position, end = start + 1, b","
+        while row is not None and end == b",":
+            if match := _VALUE.match(values, position):
+                string, bare, end = match.groups()
+                row.append(_unescape(string) if string is not None else None if bare == b"NULL" else bare)
+                position = match.end()
+            else:  # take the row to end where the next one seems to begin
+                row = None
+                position = values.find(b"),(", start) + 1 or len(values)
+        yield values[start:position], row
+        start = values.find(b"(", position)
+
+
+def _unescape(text: bytes) -> bytes:
+    return _ESCAPED.sub(lambda m: _ESCAPES.get(chr(m[1][0]), chr(m[1][0])).encode("latin-1") if m[1] else b"'", text)
+
+
+def _convert(value: bytes | None, kind: pa.DataType) -> int | float | str | None:
+    if value is None:
+        return None
+    return int(value) if kind == pa.int64() else float(value) if kind == pa.float64() else _decode(value)
+
+
+def _decode(text: bytes) -> str:
+    """UTF-8 where it is that, else latin-1 (OQMD's tables)."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
