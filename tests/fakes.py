@@ -9,51 +9,18 @@ import json
 import os
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from chores import wait_for
 from trajmill import pipeline
-from trajmill.errors import SourceError, TrajmillError
+from trajmill.errors import SourceError, StoreError, TrajmillError
 from trajmill.recipe import load
 from trajmill.sources.base import Asset, Record, Rejection
 from trajmill.sources.files import sha256
 from trajmill.trajectory import Trajectory
-
-PATIENCE = 60.0
-"""Seconds after which anything that waits gives up, so that a broken test ends."""
-
-
-def wait_for(condition, *, what="it", patience=PATIENCE):
-    """Poll until `condition()` is true; return what it returned."""
-    end = time.monotonic() + patience
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {patience} s for {what}"
-        time.sleep(0.01)
-    return value
-
-
-def alive(pid):
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def children(pid=None):
-    """Pids of the child processes of a process, zombies included."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == (pid or os.getpid()):
-                found.append(int(stat.parent.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
-
 
 # --- records -------------------------------------------------------------------------------------------------------
 
@@ -72,7 +39,7 @@ def trajectory(task_id="t-1", *, asset="mp/one.json", n_frames=4, n_atoms=2, see
         "numbers": np.array([11, 17, 26, 8])[np.arange(n_atoms) % 4],
         "lattice": np.repeat(np.eye(3)[None] * edge * n_atoms, n_frames, axis=0),
         "positions": sites * edge * n_atoms + rng.normal(0, 0.01, (n_frames, n_atoms, 3)),
-        "energy": -3.0 * n_atoms - 0.01 * np.arange(n_frames),
+        "energy": -3.0 * n_atoms - 0.001 * np.arange(n_frames),
         "forces": rng.normal(0, 0.1, (n_frames, n_atoms, 3)),
         "stress": np.repeat(np.eye(3)[None] * 0.01, n_frames, axis=0),
         "relaxation_number": np.zeros(n_frames, np.int32),
@@ -206,6 +173,18 @@ def build_asset(job, report=lambda *_: None):
     outcome = pipeline.build_asset(job, report)
     reach(job.source.root, job.asset.name, "written")
     return outcome
+
+
+def die_on_b(job, report):
+    """Build an asset, unless it is b: die, each time."""
+    if job.asset.name == "mp/b.raw":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return build_asset(job, report)
+
+
+def no_room(job, report):
+    """Fail as a full disk makes the store fail."""
+    raise StoreError("the disk is full")
 
 
 def recipe(store, workers=1, *settings):

@@ -1,14 +1,19 @@
 """Materials Project, JSON Lines: real documents, made-up faults."""
 
+import contextlib
 import copy
+import functools
 import gzip
 import json
+import operator
 import pickle
 
 import numpy as np
 import pytest
-from mp_samples import DATA, KEEP, REAL, by_id, documents, opened, records
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mp_samples import DATA, KEEP, REAL, by_id, documents, opened, records
 from trajmill.errors import SourceError
 from trajmill.recipe import MaterialsProject
 from trajmill.sources.base import RELAXATION, Source
@@ -38,8 +43,11 @@ def build(tmp_path):
     return write
 
 
-def task(name="SiC_elastic", number=0):
-    return list(documents(REAL / "tasks" / f"emmet_{name}.jsonl.gz"))[number]
+TEXTS = [json.dumps(document) for document in documents(REAL / "tasks" / "emmet_SiC_elastic.jsonl.gz")]
+
+
+def task(number=0):
+    return json.loads(TEXTS[number])
 
 
 def doubled():
@@ -200,6 +208,14 @@ def test_wrong_type_in_the_material_is_noted(build):
     assert t.notes == ("stored as SCAN Static in the material, recomputed GGA Structure Optimization",)
 
 
+def test_the_material_s_type_is_that_of_the_last_calculation(build):
+    document = doubled()
+    document["calcs_reversed"][1]["input"]["incar"]["NSW"] = 0
+    material = {"material_id": "mp-1", "calc_types": {"mp-ffhdk": "GGA Structure Optimization"}}
+    found = by_id(records(build(document, materials=[material])))
+    assert [(t.task_type, t.notes) for t in found.values()] == [("Static", ()), (RELAXATION, ())]
+
+
 def test_without_inputs_the_stored_types_decide(build):
     document = doubled()
     for calculation in document["calcs_reversed"]:
@@ -276,6 +292,43 @@ def test_a_bad_field_of_a_step_costs_that_step_or_label(build, field, value):
     lost = {"structure": t.positions, "forces": t.forces, "stress": t.stress}.get(field)
     assert lost is None or np.isnan(lost[8]).any()
     assert np.isfinite(t.energy[8])  # from the last electronic step when the step has none
+
+
+ODD = (None, True, -1, 1e300, float("nan"), "", "x", "2020", [], [[]], [None], {}, {"value": 5}, {"$date": []})
+
+
+def places(node, path=()):
+    """Yield the path of every node of a document."""
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+        yield (*path, key)
+        if isinstance(child, dict | list):
+            yield from places(child, (*path, key))
+
+
+PLACES = list({tuple(key for key in path if isinstance(key, str)): path for path in places(doubled())}.values())
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mp")
+    (root / "tasks").mkdir()
+    (root / "tasks" / "a.jsonl.gz").write_bytes(b"-")
+    source = opened(root, root / "work")
+    return source, source.assets()[0]
+
+
+@given(data=st.data())
+def test_no_odd_value_anywhere_is_an_exception_or_loses_the_count(data, prepared):
+    document = doubled()
+    for path in data.draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=4)):
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            functools.reduce(operator.getitem, path[:-1], document)[path[-1]] = data.draw(st.sampled_from(ODD))
+    source, asset = prepared
+    asset.path.write_bytes(gzip.compress(json.dumps(document).encode()))
+    [record] = source.read(asset)
+    frames = sum(map(len, record.trajectories)) + sum(r.n_frames or 0 for r in record.rejections)
+    assert record.n_frames == frames
+    assert all(t.forces.shape == (len(t), t.n_atoms, 3) for t in record.trajectories)
 
 
 @pytest.mark.parametrize("key", ["NaN", "Infinity", "null", '"x"', "1e999"])

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,10 +18,14 @@ from trajmill.sources import mysqldump
 from trajmill.sources.mysqldump import MySQLDump
 
 DATA = Path(__file__).parent.parent / "data" / "oqmd"
-CREATE = "CREATE TABLE `t` (\n  `id` int NOT NULL AUTO_INCREMENT,\n  `name` longtext,\n  `x` double DEFAULT NULL,\n  PRIMARY KEY (`id`)\n) ENGINE=InnoDB;\n"
+CREATE = (
+    "CREATE TABLE `t` (\n  `id` int NOT NULL AUTO_INCREMENT,\n  `name` longtext,\n  `x` double DEFAULT NULL,\n"
+    "  PRIMARY KEY (`id`)\n) ENGINE=InnoDB;\n"
+)
 COLUMNS = {"t": ("id", "name", "x")}
 ESCAPES = {"\\": r"\\", "'": r"\'", '"': r"\"", "\n": r"\n", "\r": r"\r", "\0": r"\0", "\x1a": r"\Z"}
-AWKWARD = ["", "NULL", "it's", '"', "\\", "\\'", "\\\\n", "a\nb", "),(", "),\n(", ");\n", "\0\x1a\t\r\b", "\x01\\n", "Å 電", "%_\\%", "--", "/*"]  # fmt: skip
+AWKWARD = ["", "NULL", "it's", '"', "\\", "\\'", "\\\\n", "a\nb", "),(", "),\n(", ");\n", "\0\x1a\t\r\b", "\x01\\n"]
+AWKWARD += ["Å 電", "%_\\%", "--", "/*"]
 
 
 def quote(text: str | None) -> str:
@@ -102,10 +107,18 @@ def test_text_is_utf8_else_latin1(path: Path, raw: bytes, text: str):
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [("(9,'x')", "2 values for 3 columns"), ("(9,'x','y')", "'y'"), ("(9.5,'x',1)", "9.5"), ("(9,x'y,1)", "not closed")],
+    [
+        ("(9,'x')", "2 values for 3 columns"),
+        ("(9,'x','y')", "'y'"),
+        ("(9.5,'x',1)", "9.5"),
+        ("(9223372036854775808,'x',1)", "out of range"),
+        ("(9,x'y,1)", "not closed"),
+    ],
 )
 def test_a_bad_row_costs_that_row(path: Path, bad: str, reason: str):
-    rows, problems = read(path, f"{CREATE}INSERT INTO `t` VALUES (1,'a',2),{bad},(2,'b\\'',3);\n{insert([(4, 'c', 5.0)])}")
+    rows, problems = read(
+        path, f"{CREATE}INSERT INTO `t` VALUES (1,'a',2),{bad},(2,'b\\'',3);\n{insert([(4, 'c', 5.0)])}"
+    )
     assert rows == expected([(1, "a", 2.0), (2, "b'", 3.0), (4, "c", 5.0)])
     [problem] = problems
     assert problem.startswith("row of table t cannot be read")
@@ -194,15 +207,20 @@ SERVER = os.environ.get("TRAJMILL_MARIADB", "127.0.0.1:3306")
 def mariadb(sql: str, *, stdin: bytes | None = None, database: str = "") -> list[list[str]]:
     host, _, port = SERVER.partition(":")
     command = ["mariadb", "-h", host, "-P", port or "3306", "-u", "root", "--batch", "--skip-column-names"]
-    command += ["--connect-timeout=5", "--default-character-set=utf8mb4", *(["-e", sql] if sql else []), *([database] if database else [])]
+    command += [
+        "--connect-timeout=5",
+        "--default-character-set=utf8mb4",
+        *(["-e", sql] if sql else []),
+        *([database] if database else []),
+    ]
     result = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=120)
     if result.returncode:
         raise OSError(result.stderr.decode())
     return [line.split("\t") for line in result.stdout.decode().splitlines()]
 
 
-@pytest.fixture
-def loaded() -> str:
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[str]:
     """Name of a database that MariaDB itself loaded the generated dump into."""
     name = f"trajmill_test_{os.getpid()}"
     try:

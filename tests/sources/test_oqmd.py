@@ -61,7 +61,9 @@ def sql(tables: dict[str, list[dict]], order: tuple[str, ...] = tuple(SCHEMA)) -
     return text
 
 
-def structure(tables: dict[str, list[dict]], id_: int, lattice=CUBE, sites=(("Fe", 0, 0, 0), ("O", 0.5, 0.5, 0.5)), **more):
+def structure(
+    tables: dict[str, list[dict]], id_: int, lattice=CUBE, sites=(("Fe", 0, 0, 0), ("O", 0.5, 0.5, 0.5)), **more
+):
     names = [f"{v}{i}" for v in "xyz" for i in (1, 2, 3)]
     stress = dict(zip("sxx syy szz sxy syz szx".split(), (10.0, 20.0, 30.0, 4.0, 5.0, 6.0), strict=True))
     row = {"id": id_, "entry_id": 1, "natoms": len(sites), **stress}
@@ -72,7 +74,15 @@ def structure(tables: dict[str, list[dict]], id_: int, lattice=CUBE, sites=(("Fe
 
 
 def relaxation(id_: int = 7, **more) -> dict:
-    row = {"id": id_, "entry_id": 1, "label": "relaxation", "input_id": 11, "output_id": 12, "energy": -9.5, "natoms": 2}
+    row = {
+        "id": id_,
+        "entry_id": 1,
+        "label": "relaxation",
+        "input_id": 11,
+        "output_id": 12,
+        "energy": -9.5,
+        "natoms": 2,
+    }
     return row | {"nsteps": 5, "converged": 1, "settings": SETTINGS} | more
 
 
@@ -124,11 +134,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
 def test_real_entry_has_its_known_numbers(real: Trajectory):
     assert (real.task_id, real.trajectory_id, real.immutable_id) == ("6126", "oqmd-81278-pbe", "oqmd-81278")
     assert real.symbols == ["Ca", "O", "O", "O", "Ti"]
-    np.testing.assert_allclose(real.energy, [np.nan, -40.25630397, -39.51198954], **EXACT)
+    np.testing.assert_allclose(real.energy, [np.nan, -40.25630397, -39.51173826], **EXACT)
     assert real.relaxation_number.tolist() == [0, 0, 1]
     assert real.relaxation_step.tolist() == [0, 4, 9]
     assert real.is_input.tolist() == [True, False, False]
-    np.testing.assert_allclose(np.linalg.det(real.lattice), [54.6557, 51.4764, 51.4764], atol=5e-5)
+    np.testing.assert_allclose(np.linalg.det(real.lattice), [54.6557, 51.4876, 56.578], atol=5e-5)
     np.testing.assert_allclose(real.positions[0, 0], real.lattice[0].sum(axis=0) / 2, **EXACT)
     assert np.isnan(real.forces[0]).all()
     assert (real.forces[1:] == 0).all()
@@ -143,32 +153,39 @@ def test_real_entry_has_its_known_numbers(real: Trajectory):
     assert not real.faults
 
 
+NO_FINE, NO_ONE = "converged = 0 in fine_relax", "converged = 0 in relaxation"
 CASES = {
-    19005: {"relaxation_record": "output_id of fine_relax is NULL", "relaxation_converged": "converged = NULL in fine_relax"},
+    19005: {
+        "relaxation_record": "output_id of fine_relax is NULL",
+        "relaxation_converged": "converged = NULL in fine_relax",
+    },
     19007: {"oqmd_duplicate": "duplicate of entry 19001"},
     19022: {},
-    19027: {"relaxation_converged": "converged = 0 in fine_relax"},
-    19031: {"relaxation_record": "output_id of relaxation is NULL", "relaxation_converged": "converged = 0 in relaxation"},
+    19027: {"relaxation_converged": NO_FINE},
+    19031: {"relaxation_record": "output_id of relaxation is NULL", "relaxation_converged": NO_ONE},
     19040: {"relaxation_record": "input_id of relaxation is NULL"},
-    19041: {"relaxation_converged": "converged = 0 in fine_relax"},
-    19048: {"relaxation_converged": "converged = 0 in relaxation"},
-    19055: {"relaxation_converged": "converged = 0 in fine_relax"},
+    19041: {"relaxation_converged": NO_FINE},
+    19048: {"relaxation_converged": NO_ONE},
+    19055: {"relaxation_converged": NO_FINE},
     19062: {
         "relaxation_record": "relaxation is there 2 times (calculations 210094, 210304)",
-        "relaxation_converged": "converged = 0 in relaxation",
+        "relaxation_converged": NO_ONE,
     },
     19070: {},
-    19075: {"relaxation_converged": "converged = 0 in relaxation"},
-    19090: {"relaxation_record": "settings of relaxation are NULL", "relaxation_converged": "converged = 0 in relaxation"},
-    19091: {"relaxation_record": "settings of coarse_relax are no readable dictionary: \"{'encut': 300.0, 'lcharg': True, 'nbands\""},
+    19075: {"relaxation_converged": NO_ONE},
+    19090: {"relaxation_record": "settings of relaxation are NULL", "relaxation_converged": NO_ONE},
+    19091: {
+        "relaxation_record": "settings of coarse_relax are no readable dictionary: "
+        "\"{'encut': 300.0, 'lcharg': True, 'nbands\""
+    },
     19105: {},
     19114: {},
     19129: {"ordered_sites": "atom 4100360 has occupancy 0.5"},
     19130: {"relaxation_record": "structure 300220 (output_id of fine_relax) is not in the dump"},
     19149: {},
     19162: {"site_order": "the output of fine_relax has its sites in another order than the geometry before it"},
-    19179: {"relaxation_converged": "converged = 0 in relaxation"},
-}  # fmt: skip
+    19179: {"relaxation_converged": NO_ONE},
+}
 ONLY_STATIC, EMPTY = 19097, 19107
 
 
@@ -220,7 +237,7 @@ def test_details_of_cases(generated: dict[int, Record], entry: int, field: str, 
         (19041, "relaxation_step", [0, 1, 18]),
         (19041, "relaxation_number", [1, 1, 2]),  # 0 is initialize, 3 is standard
         (19062, "relaxation_step", [0, 30, 60]),
-        (19149, "energy", [np.nan, -4.20462799, -4.2437706]),
+        (19149, "energy", [np.nan, -4.20532799, 2 * -2.12183094]),
     ],
 )
 def test_frame_values_of_cases(generated: dict[int, Record], entry: int, field: str, values: list[float]):
@@ -235,9 +252,10 @@ def test_a_null_force_component_is_nan_in_that_atom_only(generated: dict[int, Re
 
 def test_reversed_sites_keep_each_atom_with_its_element(generated: dict[int, Record]):
     t = the_relaxation([generated[19162]])
-    steps = np.linalg.solve(t.lattice.transpose(0, 2, 1), t.positions.transpose(0, 2, 1)).transpose(0, 2, 1)
-    moved = (steps[2] - steps[1] + 0.5) % 1 - 0.5
-    assert np.abs(moved).max() < 0.05  # taken in the stored order, Cs would sit where Br was
+    before, after = (np.linalg.solve(t.lattice[i].T, t.positions[i].T).T for i in (1, 2))
+    moved = np.abs((after[:, None] - before + 0.5) % 1 - 0.5).max(axis=-1)
+    moved[t.numbers[:, None] != t.numbers] = np.inf
+    assert moved.min(axis=1).max() < 0.05  # in the stored order Cs would sit where Br was
 
 
 def test_calculations_that_do_not_relax_are_records_too(generated: dict[int, Record]):
@@ -254,7 +272,7 @@ def test_an_entry_without_calculations_is_rejected_not_lost(generated: dict[int,
 
 def test_ids_are_unique(generated: dict[int, Record]):
     ids = [t.trajectory_id for record in generated.values() for t in record.trajectories]
-    assert len(ids) == len(set(ids)) == 116 - (len(ids) != 116)  or len(ids) == len(set(ids))
+    assert len(ids) == len(set(ids)) > 40
 
 
 def crystal(lattice: np.ndarray, sites: list[tuple]) -> dict[str, list[dict]]:
@@ -271,7 +289,12 @@ PRIMITIVE = np.array([[-1.6, 1.6, 2.5], [1.6, -1.6, 2.5], [1.6, 1.6, -2.5]])
 @pytest.mark.parametrize(
     ("lattice", "sites", "space_group", "neighbours"),
     [
-        (HEXAGONAL, [("Mg", 1 / 3, 2 / 3, 0.25), ("Mg", 2 / 3, 1 / 3, 0.75)], 194, [(1.6**2 * 4 / 3 + 2.6**2) ** 0.5] * 6),
+        (
+            HEXAGONAL,
+            [("Mg", 1 / 3, 2 / 3, 0.25), ("Mg", 2 / 3, 1 / 3, 0.75)],
+            194,
+            [(1.6**2 * 4 / 3 + 2.6**2) ** 0.5] * 6,
+        ),
         (PRIMITIVE, [("In", 0, 0, 0)], 139, [3.2] * 4 + [(2 * 1.6**2 + 2.5**2) ** 0.5] * 8),
     ],
     ids=["hexagonal", "primitive"],
@@ -303,7 +326,7 @@ def group(lattice: np.ndarray, positions: np.ndarray, numbers: np.ndarray) -> in
 def test_stress_is_null_unless_the_recipe_says_kbar(tmp_path: Path, stored: dict, expected: np.ndarray):
     tables = one_entry(relaxation())
     tables["structures"][1] |= stored
-    assert np.isnan(the_relaxation(read(tmp_path / "a" if (tmp_path / "a").mkdir() else tmp_path / "a", tables)).stress).all()
+    assert np.isnan(the_relaxation(read(tmp_path, tables)).stress).all()
     stress = the_relaxation(read(tmp_path, tables, stress="kbar")).stress
     np.testing.assert_allclose(stress[1], expected, atol=1e-15)
     assert np.isnan(stress[0]).all()
@@ -387,14 +410,18 @@ def test_steps_stay_unique_whatever_nsteps_is(tmp_path: Path, nsteps: int | None
 
 def order(*rows: tuple[int, str, int | None, int | None]) -> list[int]:
     empty = dict.fromkeys(Calculation._fields)
-    return [c.id for c in chronological([Calculation(**empty | dict(zip(("id", "label", "input_id", "output_id"), r, strict=True))) for r in rows])]  # fmt: skip
+    names = ("id", "label", "input_id", "output_id")
+    return [c.id for c in chronological([Calculation(**empty | dict(zip(names, r, strict=True))) for r in rows])]
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
         ([(1, "static", 5, 6), (2, "relaxation", 4, 5)], [2, 1]),
-        ([(1, "standard", 9, 9), (2, "fine_relax", 7, 8), (3, "coarse_relax", 6, 7), (4, "initialize", 5, 6)], [4, 3, 2, 1]),
+        (
+            [(1, "standard", 9, 9), (2, "fine_relax", 7, 8), (3, "coarse_relax", 6, 7), (4, "initialize", 5, 6)],
+            [4, 3, 2, 1],
+        ),
         ([(1, "fine_relax", 5, 6), (2, "coarse_relax", 6, 7)], [1, 2]),  # structures win over labels
         ([(1, "relaxation", 8, 9), (2, "relaxation", 5, 8)], [2, 1]),
         ([(1, "relaxation", 8, 9), (2, "relaxation", 9, 8)], [1, 2]),  # a ring falls back to the ids
@@ -436,7 +463,9 @@ def test_settings(text: str, field: str, value: object):
     assert getattr(read_settings(text), field) == value
 
 
-@pytest.mark.parametrize("text", [None, "", "None", "[1]", "{'a': ", "{1: open('x')}", "(" * 99_999, "{'a': 1}" * 20_000])
+@pytest.mark.parametrize(
+    "text", [None, "", "None", "[1]", "{'a': ", "{1: open('x')}", "(" * 99_999, "{'a': 1}" * 20_000]
+)
 def test_settings_that_cannot_be_read(text: str | None):
     assert read_settings(text) is None
 
@@ -495,12 +524,14 @@ def test_left_overs_of_a_killed_import_are_replaced(tmp_path: Path):
 def test_a_truncated_dump_says_so_and_keeps_what_is_there(tmp_path: Path):
     dump = tmp_path / "qmdb__v1_6__112023.sql.gz"
     text = gzip.decompress(GENERATED.read_bytes())
-    cut = text.index(b"(300200,")  # in the rows of `structures`
-    dump.write_bytes(gzip.compress(text)[:-8] if cut < 0 else gzip.compress(text[:cut]))
+    cut = text.index(b"(300202,")  # in the rows of `structures`
+    dump.write_bytes(gzip.compress(text[:cut]))
     found = records(prepared(dump, tmp_path / "ws"))
     details = [r.detail for record in found for r in record.rejections if r.rejected_by == "readable"]
     assert details == ["the dump ends in the middle of table structures"]
-    kept = [t for record in found for t in record.trajectories if t.task_type == "Structure Optimization" and not t.faults]
+    kept = [
+        t for record in found for t in record.trajectories if t.task_type == "Structure Optimization" and not t.faults
+    ]
     assert 15 < len(kept) < 25
 
 
@@ -510,11 +541,11 @@ def test_a_file_that_is_no_dump_leaves_nothing_behind(tmp_path: Path, text: str)
     dump.write_text(text)
     with pytest.raises(SourceError, match=r"dump\.sql: "):
         prepared(dump, tmp_path / "ws")
-    assert not [p for p in (tmp_path / "ws").iterdir() if not p.name.endswith(".part-sorted")]
+    assert not list((tmp_path / "ws").iterdir())
 
 
 def test_a_missing_dump_is_named(tmp_path: Path):
-    with pytest.raises(SourceError, match="no such file; point oqmd.path at the SQL dump"):
+    with pytest.raises(SourceError, match="no such file; point oqmd"):
         prepared(tmp_path / "none.sql.gz", tmp_path / "ws")
 
 

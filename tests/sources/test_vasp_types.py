@@ -1,11 +1,11 @@
 """Run type, task type, functional and settings of a VASP calculation."""
 
 import pytest
-from mp_samples import DATA, documents
 
+from mp_samples import DATA, documents
 from trajmill.sources.mp_documents import salvage
 from trajmill.sources.vasp_inputs import CalculationInput, read_settings
-from trajmill.sources.vasp_types import functional, merge_tags, run_type, stored_types, task_type
+from trajmill.sources.vasp_types import Kpoints, functional, merge_tags, run_type, stored_types, task_type
 
 PBE, LDA = ["PAW_PBE Fe_pv 06Sep2000"], ["PAW Si 02Apr1999"]
 
@@ -23,6 +23,7 @@ PBE, LDA = ["PAW_PBE Fe_pv 06Sep2000"], ["PAW Si 02Apr1999"]
         ({"GGA": "PE"}, {"METAGGA": "R2scan"}, [], "r2SCAN"),
         ({"GGA": "PE"}, {"METAGGA": "--"}, [], "GGA"),
         ({"GGA": "PE"}, {"METAGGA": "None"}, [], "GGA"),
+        ({"GGA": "PE"}, {"METAGGA": False}, [], "GGA"),
         ({"GGA": "--"}, {"METAGGA": "Rscan"}, [], "RSCAN"),
         ({"GGA": "--", "LUSE_VDW": True}, {"METAGGA": "R2SCAN"}, [], "r2SCAN-rVV10"),
         ({"GGA": "PE"}, {"IVDW": 11}, [], "GGA-IVDW11"),
@@ -73,7 +74,7 @@ def test_only_the_four_functionals_are_folded(run, expected):
     ],
 )
 def test_task_type(tags, kpoints, expected):
-    assert task_type(merge_tags(None, tags), kpoints) == expected
+    assert task_type(merge_tags(None, tags), kpoints and Kpoints(**kpoints)) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,7 @@ INPUT = {"incar": {"LDAU": True, "LDAUU": [5.3, 0], "LDAUJ": [1.0, 0]}, "paramet
         (INPUT | {"potcar_spec": [{"titel": "PAW_PBE Fe_pv x"}, {"titel": "PAW_PBE O x"}]}, [], {"Fe": 4.3}),
         (INPUT | {"hubbards": {"Fe": 3.0, "O": 0.0}}, [], {"Fe": 3.0}),
         (INPUT, ["Fe"], None),
+        ({"incar": {"LDAU": True, "LDAUU": ["x", None]}}, ["Fe", "O"], None),
         ({"incar": {"LDAU": True, "LDAUU": {"Fe": 5.3, "O": 0}}}, [], {"Fe": 5.3}),
         ({"incar": {"LDAU": False, "LDAUU": [5.3, 0]}}, ["Fe", "O"], {}),
         ({"incar": {"NSW": 1}, "hubbards": {"Fe": 5.3}}, [], {}),
@@ -144,6 +146,7 @@ def test_hubbard_u_is_u_minus_j_by_element(given, species, expected):
         ({"incar": {"NELM": 200}, "parameters": {"NELM": 60, "ENMAX": 520.0, "ISPIN": 2}}, 200, None, 520, 2),
         ({"incar": {"ENCUT": 680}, "parameters": {"NELM": 100, "ENMAX": 680.0}}, 100, None, 680, 1),
         ({"incar": {"ENCUT": 680}}, 60, None, 680, 1),
+        ({"incar": {"NELM": float("nan"), "NSW": 1e30, "ENCUT": "x", "ISPIN": [2]}}, 60, None, None, 1),
         ({"incar": {}, "parameters": None}, -1, None, None, -1),
         ({}, -1, None, None, -1),
     ],

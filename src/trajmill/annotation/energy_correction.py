@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from functools import cache, lru_cache
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from trajmill.trajectory import FloatArray, Trajectory
+
+SET = re.compile(r"\{([^{}]*)\}")
+"""A set in a message of pymatgen; its order changes from process to process."""
 
 
 def energy_corrected(t: Trajectory) -> tuple[FloatArray, str | None]:
@@ -42,7 +46,7 @@ def _correction(t: Trajectory, frame: int) -> float | str:
     counts = tuple(Counter(t.symbols).items())  # in the order of the sites, which decides the order of summation
     try:
         oxide, sulfide = _anion_types(t, frame)
-    except ValueError as error:  # such as a symmetry search that failed
+    except (ValueError, IndexError) as error:  # no neighbours, a symmetry search that failed
         return f"pymatgen cannot tell the anions' type: {error}"
     return _adjustment(
         counts, t.run_type, tuple((t.hubbard_u or {}).items()), tuple(t.potentials or ()), oxide, sulfide
@@ -81,13 +85,15 @@ def _adjustment(
         "potcar_symbols": [f"PBE {name}" for name in potentials],
         "software": "vasp",
     }
-    entry = ComputedEntry(dict(counts), 0.0, parameters=parameters, data={"oxide_type": oxide, "sulfide_type": sulfide})
+    data = {"oxide_type": oxide, "sulfide_type": sulfide}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen warns when it has to guess oxidation states
+        warnings.simplefilter("ignore")  # pymatgen warns when it has to guess oxidation states, and about noble gases
+        entry = ComputedEntry(dict(counts), 0.0, parameters=parameters, data=data)
         try:
             return float(sum(adjustment.value for adjustment in _scheme().get_adjustments(entry)))
         except CompatibilityError as error:
-            return str(error).partition(" for {")[0]  # else it prints the whole entry
+            text = str(error).partition(" for {")[0]  # else it prints the whole entry
+            return SET.sub(lambda found: f"{{{', '.join(sorted(found[1].split(', ')))}}}", text)
         except KeyError as error:  # pymatgen looks elements and settings up without a default
             return f"pymatgen does not know {error}"
 

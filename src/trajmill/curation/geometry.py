@@ -90,17 +90,16 @@ def _reduced(lattice: FloatArray) -> FloatArray:
 def _search_images(lattice: FloatArray, positions: FloatArray, cutoff: float) -> float:
     """Search all images that can be within the cut-off, the atoms' own included (which never differ by zero).
 
-    A reduced cell is not skewed: where no lattice vector is below the cut-off, a few images are enough.
+    The shortest lattice vector bounds the search, so that in a reduced cell, which is not skewed, a few images are
+    enough however small it is.
     """
     shortest = np.linalg.norm(lattice, axis=1).min()
-    if shortest < cutoff:
-        return float(shortest)
     inverse = np.linalg.inv(lattice)
     fractional = positions @ inverse
     first, second = np.triu_indices(len(positions), k=1)
     delta = fractional[first] - fractional[second]
     delta -= np.rint(delta)
-    reach = np.ceil(cutoff * np.linalg.norm(inverse, axis=0) + 0.5).astype(int)
+    reach = np.ceil(min(cutoff, shortest) * np.linalg.norm(inverse, axis=0) + 0.5).astype(int)
     for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
         vectors = (delta + shift) @ lattice
         shortest = min(shortest, np.linalg.norm(vectors, axis=1).min(initial=np.inf))

@@ -237,7 +237,7 @@ def _lenient_run(run: dict[str, Any]) -> tuple[Run, dict[int, str]]:
                 faults[i] = f"{info.name}: {problem}"
         read.append(Step(**fields))
     encut = run.get("ENMAX")
-    return Run(steps=read, ENMAX=encut if isinstance(encut, float) else None), faults
+    return Run(steps=read, ENMAX=float(encut) if isinstance(encut, (int, float)) else None), faults
 
 
 def _functional(path: Path) -> str | None:

@@ -161,7 +161,7 @@ class MaterialsProjectDelta:
     ) -> Record:
         """Turn one row into one record."""
         values = (cells[name].as_py() if name in cells else partition.get(name) for name in _TYPES)
-        identifier, run_type, task_type = values
+        identifier, run_type, task_type = (value if value is None else str(value) for value in values)
         n_frames = _count(cells)
         atoms = cells["elements"].as_py() if "elements" in cells else None
         if identifier is None or not atoms or not all(n and 0 < n < len(SYMBOLS) for n in atoms):
@@ -212,11 +212,11 @@ def _materials(files: Iterable[DataFile]) -> Iterator[Material]:
 
 def _task(row: dict[str, Any]) -> tuple[str, TaskRow]:
     """Read a row of `core/tasks`; INCAR and parameters are JSON text in it."""
-    given = dict(row.get("input") or {})
+    given = dict(row["input"]) if isinstance(row.get("input"), dict) else {}
     for name in ("incar", "parameters"):
         try:
             given[name] = json.loads(given.get(name) or "null")
-        except ValueError:
+        except (ValueError, RecursionError):
             given[name] = None
     run_type, task_type = stored_types(row.get("run_type"), row.get("task_type"), row.get("calc_type"))
     return canonical_task_id(str(row["task_id"])), TaskRow(
@@ -228,7 +228,7 @@ def _task(row: dict[str, Any]) -> tuple[str, TaskRow]:
 
 
 def _row_types(row: dict[str, Any]) -> tuple[str, RowTypes]:
-    return canonical_task_id(row["identifier"]), RowTypes(*stored_types(row.get("run_type"), row.get("task_type")))
+    return canonical_task_id(str(row["identifier"])), RowTypes(*stored_types(row.get("run_type"), row.get("task_type")))
 
 
 def _columns(parquet: pq.ParquetFile) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
 from trajmill.sources.pymatgen_json import Rows, Structure, decode
 from trajmill.sources.vasp_inputs import CalculationInput
 
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -32,7 +33,7 @@ class IonicStep(msgspec.Struct, gc=False):
     stress: Rows | None = None
     structure: Structure | None = None
     electronic_steps: list[ElectronicStep | None] | None = None
-    num_electronic_steps: int | None = None
+    num_electronic_steps: Count | None = None
 
 
 class FinalSite(msgspec.Struct, gc=False):
@@ -136,8 +137,8 @@ def decode_leniently(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
 def salvage(value: Any, kind: Any) -> Any:
     """Convert decoded JSON to a type, piece by piece.
 
-    A malformed number becomes NaN; anything else malformed becomes None at the nearest place whose type admits it.
-    So a bad ionic step costs that step, and a bad force component that component.
+    What is malformed becomes None at the nearest place whose type admits it: a bad force component costs that
+    component, a bad site its structure.
 
     Raises:
         ValueError: malformed, and nowhere admits None.
@@ -145,8 +146,7 @@ def salvage(value: Any, kind: Any) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        if kind is float:
-            return float("nan")
+        pass
     if get_origin(kind) in (Union, UnionType):
         for choice in get_args(kind):
             try:

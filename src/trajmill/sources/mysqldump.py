@@ -297,7 +297,12 @@ def _unescape(text: bytes) -> bytes:
 def _convert(value: bytes | None, kind: pa.DataType) -> int | float | str | None:
     if value is None:
         return None
-    return int(value) if kind == pa.int64() else float(value) if kind == pa.float64() else _decode(value)
+    if kind == pa.int64():
+        number = int(value)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"{number} is out of range")
+        return number
+    return float(value) if kind == pa.float64() else _decode(value)
 
 
 def _decode(text: bytes) -> str:

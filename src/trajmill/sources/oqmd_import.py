@@ -45,7 +45,7 @@ COLUMNS: dict[str, dict[str, str]] = {
 """What is read of the dump, and as what."""
 
 _MEMORY = "128MB"  # of DuckDB; with Python, Arrow and one statement of the dump the process stays below 400 MB
-_BATCH = 100_000  # rows per insert
+_BATCH = 8 << 20  # bytes per insert
 
 _TABLES = f"""
 CREATE TABLE entries (id BIGINT, duplicate_of_id BIGINT, known BOOLEAN);
@@ -74,10 +74,11 @@ CREATE OR REPLACE TEMP TABLE used AS
   WHERE entry_id >= {{first}} AND label IN {RELAXATIONS};
 CREATE OR REPLACE TEMP TABLE used AS SELECT DISTINCT * FROM used WHERE structure_id IS NOT NULL;
 INSERT INTO structures
-  SELECT u.entry_id, s.* FROM used u JOIN raw.structures s ON s.id = u.structure_id ORDER BY u.entry_id, s.id;
+  SELECT DISTINCT ON (u.entry_id, s.id) u.entry_id, s.*
+  FROM used u JOIN raw.structures s ON s.id = u.structure_id ORDER BY u.entry_id, s.id;
 INSERT INTO atoms
-  SELECT u.entry_id, a.* FROM used u JOIN raw.atoms a ON a.structure_id = u.structure_id
-  ORDER BY u.entry_id, a.structure_id, a.id;
+  SELECT s.entry_id, a.* FROM structures s JOIN raw.atoms a ON a.structure_id = s.id WHERE s.entry_id >= {{first}}
+  ORDER BY s.entry_id, a.structure_id, a.id;
 UPDATE partitions SET n_atoms = (SELECT count(*) FROM atoms WHERE entry_id >= {{first}}) WHERE part = {{part}};
 """
 
@@ -86,8 +87,8 @@ def import_dump(dump: Path, database: Path) -> None:
     """Import a dump.
 
     The tables come in alphabetical order, atoms before all that says which atoms are needed, so everything is taken
-    first and then joined and sorted on disk, partition by partition. The calculations name the structures they use; that is taken as the
-    owner rather than `structures.entry_id`, which other entries' calculations may disagree with.
+    first and then joined and sorted on disk, partition by partition. The calculations name the structures they use;
+    that is taken as the owner rather than `structures.entry_id`, which other entries' calculations may disagree with.
 
     Args:
         dump: the SQL dump, plain or gzipped.
@@ -97,25 +98,29 @@ def import_dump(dump: Path, database: Path) -> None:
     Raises:
         SourceError: `dump` is no mysqldump of OQMD.
     """
-    for leftover in database.parent.glob(f"{database.stem}.part*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     aside, raw, spill = (database.with_suffix(f".part-{what}") for what in ("sorted", "raw", "spill"))
     config: DuckDBConfig = {"memory_limit": _MEMORY, "threads": 2, "temp_directory": str(spill)}
+    _clear(database)
     try:
         with duckdb.connect(str(aside), config=config) as connection:
             connection.execute("ATTACH '" + str(raw).replace("'", "''") + "' AS raw")
             _load(connection, dump)
             _sort(connection)
             connection.execute("DETACH raw")
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.rename(database)
     except duckdb.Error as error:
         reason = str(error).partition("\n")[0]
-        raise SourceError(f"{dump}: cannot be imported into {database} ({reason}); is the disk full?") from error
+        raise SourceError(f"{dump}: cannot be imported into {database} ({reason}); check that disk's space") from error
     finally:
-        raw.unlink(missing_ok=True)
-        shutil.rmtree(spill, ignore_errors=True)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.rename(database)
+        _clear(database)
+
+
+def _clear(database: Path) -> None:
+    """Remove what an import left beside the database."""
+    for leftover in database.parent.glob(f"{database.stem}.part*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _load(connection: duckdb.DuckDBPyConnection, dump: Path) -> None:
@@ -126,7 +131,7 @@ def _load(connection: duckdb.DuckDBPyConnection, dump: Path) -> None:
     unreadable: list[str] = []
     for table, rows in _batches(MySQLDump(dump, COLUMNS, report=unreadable.append)):
         _insert(connection, table, rows)
-        if len(unreadable) > _BATCH:
+        if len(unreadable) > 10_000:
             _insert(connection, "unreadable", pa.table({"detail": unreadable}))
             unreadable.clear()
     _insert(connection, "unreadable", pa.table({"detail": pa.array(unreadable, pa.string())}))
@@ -144,9 +149,9 @@ def _batches(dump: Iterable[tuple[str, pa.Table]]) -> Iterator[tuple[str, pa.Tab
     """Join the rows of small statements; a table's rows are together in a dump."""
     waiting: list[pa.Table] = []
     for table, group in groupby(dump, key=itemgetter(0)):
-        for _, rows in group:
-            waiting.append(rows)
-            if sum(map(len, waiting)) >= _BATCH:
+        for _, some in group:
+            waiting.append(some)
+            if sum(rows.nbytes for rows in waiting) >= _BATCH:
                 yield table, pa.concat_tables(waiting)
                 waiting.clear()
         if waiting:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from trajmill.sources.vasp_types import Tags, flag, merge_tags, number, run_type, task_type
+from trajmill.sources.vasp_types import Kpoints, Tags, flag, merge_tags, number, run_type, task_type
 
 VASP_NELM = 60
 """Electronic steps VASP allows when the INCAR says nothing."""
@@ -18,7 +18,7 @@ class CalculationInput(msgspec.Struct, gc=False):
 
     incar: dict[str, Any] | None = None
     parameters: dict[str, Any] | None = None
-    kpoints: dict[str, Any] | None = None
+    kpoints: Kpoints | None = None
     potcar_spec: list[Any] | None = None
     potcar: list[Any] | None = None
     hubbards: dict[str, float | None] | None = None
@@ -91,12 +91,18 @@ def _hubbard_u(given: CalculationInput, tags: Tags, orders: Sequence[Sequence[st
     u, j = tags.get("LDAUU"), tags.get("LDAUJ")
     if isinstance(u, dict):  # pymatgen's form before it is written to a file
         j = j if isinstance(j, dict) else {}
-        return {element: d for element, value in u.items() if (d := (value or 0) - (j.get(element) or 0))}
+        return _differences(u, u.values(), [j.get(element) for element in u])
     for names in orders:
         if isinstance(u, list) and len(u) == len(names):
             j = j if isinstance(j, list) and len(j) == len(u) else [0] * len(u)
-            differences = (
-                (name.partition("_")[0], (a or 0) - (b or 0)) for name, a, b in zip(names, u, j, strict=True)
-            )
-            return {element: difference for element, difference in differences if difference}
+            return _differences((name.partition("_")[0] for name in names), u, j)
     return None
+
+
+def _differences(elements: Iterable[str], u: Iterable[Any], j: Iterable[Any]) -> dict[str, float] | None:
+    """Return U - J where it is not 0, None when one of them is no number."""
+    try:
+        values = [(element, float(a or 0) - float(b or 0)) for element, a, b in zip(elements, u, j, strict=True)]
+    except (TypeError, ValueError):
+        return None
+    return {element: value for element, value in values if value}

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from trajmill.sources.base import RELAXATION
 
 Tags = Mapping[str, Any]
@@ -89,11 +91,12 @@ def _tag_name(written: str) -> str:
 
 
 def number(tags: Tags, name: str) -> float | None:
-    """Return a tag's number, None when it is absent or no number."""
+    """Return a tag's number, None when it is absent, no number or beyond what VASP's integers hold."""
     try:
-        return float(tags[name])
+        value = float(tags[name])
     except (KeyError, TypeError, ValueError):
         return None
+    return value if abs(value) < 2**31 else None
 
 
 def flag(tags: Tags, name: str) -> bool:
@@ -122,7 +125,7 @@ def run_type(tags: Tags, potcar_titles: Sequence[str] = ()) -> str | None:
 
 def _functional_name(tags: Tags, potcar_titles: Sequence[str]) -> str | None:
     """Name the functional by the first that applies of GW, hybrid, meta-GGA, GGA tag, POTCAR."""
-    algorithm, metagga, gga = (str(tags.get(name, "")) for name in ("ALGO", "METAGGA", "GGA"))
+    algorithm, metagga, gga = (str(tags.get(name, "")).upper() for name in ("ALGO", "METAGGA", "GGA"))
     if "GW" in algorithm:
         return "G0W0" if algorithm == "GW0" else algorithm
     if flag(tags, "LHFCALC"):
@@ -139,22 +142,29 @@ def _functional_name(tags: Tags, potcar_titles: Sequence[str]) -> str | None:
     return f"{name}-vdW" if name and flag(tags, "LUSE_VDW") else name
 
 
-def task_type(tags: Tags, kpoints: Mapping[str, Any] | None = None) -> str:
+class Kpoints(msgspec.Struct, gc=False):
+    """What of pymatgen's Kpoints tells a band structure."""
+
+    labels: list[Any] | None = None
+    nkpoints: float | None = None
+    kpts_weights: list[float | None] | None = None
+
+
+def task_type(tags: Tags, kpoints: Kpoints | None = None) -> str:
     """Return what a calculation does: `Structure Optimization` relaxes cell and positions, `Static` is one step.
 
     Args:
         tags: from `merge_tags`.
-        kpoints: pymatgen's Kpoints dictionary, to tell band structures; only `labels`, `nkpoints` and `kpts_weights`
-            matter.
+        kpoints: to tell band structures.
     """
-    kpoints = kpoints or {}
-    line = any(label is not None for label in kpoints.get("labels") or ())
+    kpoints = kpoints or Kpoints()
+    line = any(label is not None for label in kpoints.labels or ())
     not_self_consistent = (number(tags, "ICHARG") or 0) > 10
     ibrion, isif, static = number(tags, "IBRION"), number(tags, "ISIF"), number(tags, "NSW") == 0
     moves, dfpt = (ibrion or 0) > 0, (ibrion or 0) > 6
     algorithm = tags.get("ALGO")
     kinds = (
-        ("NSCF Line", line or (not_self_consistent and bool(kpoints.get("nkpoints")))),
+        ("NSCF Line", line or (not_self_consistent and bool(kpoints.nkpoints))),
         ("NSCF Uniform", not_self_consistent),
         ("DFPT Dielectric" if dfpt else "Dielectric", flag(tags, "LEPSILON")),
         ("DFPT", dfpt),
@@ -170,9 +180,9 @@ def task_type(tags: Tags, kpoints: Mapping[str, Any] | None = None) -> str:
     return next((kind for kind, applies in kinds if applies), "Unrecognized")
 
 
-def _line_of_zero_weights(tags: Tags, kpoints: Mapping[str, Any]) -> bool:
+def _line_of_zero_weights(tags: Tags, kpoints: Kpoints) -> bool:
     """Whether k-points of weight zero make this meta-GGA or hybrid run a band structure."""
-    weights = kpoints.get("kpts_weights") or ()
+    weights = kpoints.kpts_weights or ()
     return ("METAGGA" in tags or flag(tags, "LHFCALC")) and any(abs(w or 0) < 1e-6 for w in weights)
 
 

@@ -199,8 +199,9 @@ class DeltaStore:
     def _facts(self) -> list[dict[str, Any]]:
         """Return what `commit` recorded for each asset, as of the version that is read."""
         newest: dict[str, dict[str, Any]] = {}
-        for entry in self._table.history():  # newest first, and newer ones than were asked for
-            if entry["version"] <= self.version and (text := entry.get("trajmill")):
+        entries = self._table.history()  # newest first back to 0, and newer ones than the version that is read
+        for entry in entries[len(entries) - 1 - self.version :]:
+            if text := entry.get("trajmill"):
                 facts = json.loads(text)
                 newest.setdefault(facts["asset"], facts)
         return [newest[asset] for asset in sorted(newest)]
@@ -270,6 +271,7 @@ class DeltaWriter:
         for temporary, writer in self._open.values():
             with suppress(OSError):  # a full disk: what could not be finished is removed all the same
                 writer.close()
+            writer.is_open = False  # else it tries again when it is collected, and complains where nobody listens
             temporary.unlink(missing_ok=True)
         self._open.clear()
 

@@ -18,7 +18,7 @@ from trajmill.sources.base import Record, Source
 from trajmill.sources.materials_project import open_materials_project
 from trajmill.trajectory import Trajectory
 
-DATA = Path(__file__).parents[1] / "data" / "mp"
+DATA = Path(__file__).parent / "data" / "mp"
 REAL = DATA / "real"
 KEEP = MaterialsProject(tasks_without_material="keep")
 TEXT, TIME = pa.string(), pa.timestamp("us", "UTC")
