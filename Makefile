@@ -26,8 +26,8 @@ docs: $(VENV)/.docs  ## regenerate the generated tables and build the pages into
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-bench: $(VENV)/.bench  ## measure speed, see benchmarks/README.md; ARGS are passed on
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.bench  ## measure speed on generated data; ARGS="--frames 10000" for a quick one
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean:  ## remove everything that these commands made
 	rm -rf $(VENV) demo site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

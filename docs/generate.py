@@ -1,4 +1,4 @@
-"""Write the tables of the documentation that follow from the code: columns, rules, recipe keys, constants.
+"""Write what of the documentation follows from the code: tables of columns, rules, recipe keys; schema.json.
 
     python docs/generate.py           rewrite them
     python docs/generate.py --check   say which are out of date, and fail
@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path, PosixPath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -194,13 +196,22 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def contents() -> dict[Path, str]:
+    """Return what each page, and `schema.json`, should hold."""
+    texts = {page: regenerate(page.read_text("utf-8")) for page in pages()}
+    columns_as_json = StringIO()
+    with redirect_stdout(columns_as_json):
+        schema.main()
+    return texts | {ROOT / "docs" / "schema.json": columns_as_json.getvalue()}
+
+
 def main() -> int:
-    """Rewrite the pages, or with `--check` say which would change."""
-    outdated = {page: new for page in pages() if (new := regenerate(old := page.read_text("utf-8"))) != old}
-    for page, text in outdated.items():
-        print(page.relative_to(ROOT))
+    """Rewrite the files, or with `--check` say which would change."""
+    outdated = {file: text for file, text in contents().items() if not file.exists() or file.read_text("utf-8") != text}
+    for file, text in outdated.items():
+        print(file.relative_to(ROOT))
         if "--check" not in sys.argv:
-            page.write_text(text, "utf-8")
+            file.write_text(text, "utf-8")
     if outdated and "--check" in sys.argv:
         print("out of date: run `make docs` and commit", file=sys.stderr)
         return 1

@@ -16,4 +16,4 @@ run trajmill build --oqmd tests/data/oqmd/real_entry_6126.sql.gz --out demo/stor
 run trajmill rejections demo/store --id oqmd-81278-pbe
 run trajmill release demo/store demo/release
 run trajmill info demo/release
-run python examples/read_release.py demo/release
+run python examples/read_release.py demo/release mp-1201400-pbe

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
 
 import chores
+import disks
 import fakes
 import trajmill.build
 from trajmill.build import Listener, build
@@ -25,7 +28,7 @@ NAMES = ["mp/a.raw", "mp/b.raw", "mp/c.raw", "mp/d.raw"]
 def make_raw(folder):
     """Make four raw files; the first is the largest and so the first to be built."""
     for i, name in enumerate("abcd"):
-        fakes.write_raw(folder, name, seed=i, records=1200 if name == "a" else 12 - i)
+        fakes.write_raw(folder, name, seed=i, records=40 if name == "a" else 12 - i)
     fakes.write_facts(folder)
     return folder
 
@@ -65,20 +68,27 @@ def rows(store, role="frame", asset=None):
     return sorted(found, key=lambda r: json.dumps(r, sort_keys=True))
 
 
-def start(raw, store, workers=1):
-    return subprocess.Popen(
+@contextmanager
+def started(raw, store, workers=1):
+    """Start a build in a process of its own; kill it if it still runs in the end."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "fakes", raw, store, str(workers)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def fake_build(raw, store, workers=1):
     """Run a build in a process of its own to its end."""
-    process = start(raw, store, workers)
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess([], process.returncode, out, err)
+    with started(raw, store, workers) as process:
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess([], process.returncode, out, err)
 
 
 @pytest.fixture
@@ -158,14 +168,9 @@ def test_a_killed_worker_changes_nothing(raw, store, build_here, undisturbed, ph
 @pytest.mark.parametrize("phase", ["read", "middle", "written"])
 def test_a_killed_build_is_continued(raw, store, build_here, undisturbed, phase):
     control = fakes.arrange(raw, "mp/a.raw", phase, "pause")
-    process = start(raw, store)
-    try:
+    with started(raw, store):
         worker = chores.wait_for(lambda: fakes.paused(control))
-        if phase == "middle":
-            assert not no_leftovers(store)
-    finally:
-        process.kill()
-        process.communicate()
+        assert no_leftovers(store) is (phase != "middle")
     control.unlink()
     chores.wait_for(lambda: not chores.alive(worker), what="the worker to end")
     assert DeltaStore(store).assets() == []
@@ -179,13 +184,10 @@ def test_a_killed_build_is_continued(raw, store, build_here, undisturbed, phase)
 def test_killed_between_two_commits(raw, store, build_here, undisturbed):
     """What was committed is neither read nor written again."""
     control = fakes.arrange(raw, "mp/c.raw", "read", "pause")
-    process = start(raw, store)
-    try:
-        chores.wait_for(lambda: fakes.paused(control))
-    finally:
-        process.kill()
-        process.communicate()
+    with started(raw, store):
+        worker = chores.wait_for(lambda: fakes.paused(control))
     control.unlink()
+    chores.wait_for(lambda: not chores.alive(worker), what="the worker to end")
     done = DeltaStore(store).assets()
     assert done == ["mp/a.raw", "mp/b.raw"]
     summary = build_here()
@@ -207,11 +209,12 @@ def test_a_worker_that_dies_each_time_costs_its_asset_alone(raw, store, build_he
 
 def test_ctrl_c_lets_running_assets_finish(raw, store, build_here, undisturbed):
     control = fakes.arrange(raw, "mp/a.raw", "middle", "pause")
-    process = start(raw, store)
-    chores.wait_for(lambda: fakes.paused(control))
-    process.send_signal(signal.SIGINT)
-    control.unlink()
-    out, _ = process.communicate(timeout=60)
+    with started(raw, store) as process:
+        chores.wait_for(lambda: fakes.paused(control))
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)  # it may not be quicker than the asset
+        control.unlink()
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert json.loads(out) == {"built": ["mp/a.raw"], "stopped": True, "version": 1}
     assert sorted(build_here().built) == NAMES[1:]
@@ -220,12 +223,13 @@ def test_ctrl_c_lets_running_assets_finish(raw, store, build_here, undisturbed):
 
 def test_a_second_ctrl_c_stops_at_once(raw, store, build_here, undisturbed):
     control = fakes.arrange(raw, "mp/b.raw", "middle", "pause")
-    process = start(raw, store)
-    worker = chores.wait_for(lambda: fakes.paused(control))
-    process.send_signal(signal.SIGINT)
-    chores.wait_for(lambda: process.poll() is None and _pending(process.pid) == 0)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with started(raw, store) as process:
+        worker = chores.wait_for(lambda: fakes.paused(control))
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)  # two signals at once are one
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "KeyboardInterrupt" in err
     assert not chores.alive(worker)
@@ -234,13 +238,6 @@ def test_a_second_ctrl_c_stops_at_once(raw, store, build_here, undisturbed):
     assert sorted(build_here().built) == NAMES[1:]
     assert content(store) == undisturbed
     assert no_leftovers(store)
-
-
-def _pending(pid):
-    """Signals the process has not yet taken; two at once would be one."""
-    with open(f"/proc/{pid}/status") as status:
-        masks = dict(line.rstrip().split(":\t") for line in status)
-    return int(masks["SigPnd"], 16) | int(masks["ShdPnd"], 16)
 
 
 # --- repeats and changes
@@ -341,17 +338,35 @@ def test_a_store_that_cannot_be_written_stops_the_build(raw, store, build_here, 
     assert chores.children() == before
 
 
+def test_a_full_disk_stops_a_build_that_goes_on_once_there_is_room(raw, tmp_path, build_here, undisturbed):
+    with disks.small_disk(tmp_path / "disk", "2m") as disk:
+        (disk / "store").mkdir()
+        (tmp_path / "store").symlink_to(disk / "store")
+
+        class Ear(Listener):
+            def happened(self, event):
+                disks.fill(disk)
+
+        with pytest.raises(StoreError, match="the disk is full; make room and run the same command again"):
+            build_here(listener=Ear())
+        assert DeltaStore(disk / "store").assets() == ["mp/a.raw"]
+        (disk / "filler").unlink()
+        assert sorted(build_here().built) == NAMES[1:]
+        assert content(disk / "store") == undisturbed
+        assert no_leftovers(disk / "store")
+
+
 def test_two_builds_at_once(raw, store, build_here):
     control = fakes.arrange(raw, "mp/a.raw", "read", "pause")
-    process = start(raw, store)
-    chores.wait_for(lambda: fakes.paused(control))
-    with pytest.raises(StoreError, match=rf"another build \(process {process.pid}\) is writing here"):
-        build_here()
-    refused = fake_build(raw, store)
-    assert refused.returncode == 1
-    assert refused.stderr.count("\n") == 1
-    control.unlink()
-    out, _ = process.communicate(timeout=60)
+    with started(raw, store) as process:
+        chores.wait_for(lambda: fakes.paused(control))
+        with pytest.raises(StoreError, match=rf"another build \(process {process.pid}\) is writing here"):
+            build_here()
+        refused = fake_build(raw, store)
+        assert refused.returncode == 1
+        assert refused.stderr.count("\n") == 1
+        control.unlink()
+        out, _ = process.communicate(timeout=60)
     assert json.loads(out)["built"] == NAMES
 
 
@@ -362,7 +377,7 @@ def test_nowhere_to_write():
 
 def test_a_source_without_files(tmp_path, store, monkeypatch):
     monkeypatch.setattr(trajmill.build, "open_sources", lambda _: [fakes.FakeSource(tmp_path)])
-    with pytest.raises(SourceError, match="no \\*.raw files"):
+    with pytest.raises(SourceError, match=r"no \*\.raw files"):
         build(fakes.recipe(store))
 
 

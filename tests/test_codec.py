@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import floats, ints, make
 
+from making import floats, ints, make
 from trajmill.codec import decode, encode, encode_rejections
 from trajmill.schema import FILE_SCHEMA, PUBLISHED
 from trajmill.sources.base import Rejection

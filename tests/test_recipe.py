@@ -156,7 +156,9 @@ def test_bad_files(tmp_path, content, message):
 
 
 def test_a_missing_file_names_the_built_in_recipes(tmp_path):
-    with pytest.raises(RecipeError, match=r"nothing.toml: cannot be read \(No such file.*built-in recipes: lemat-traj$"):
+    with pytest.raises(
+        RecipeError, match=r"nothing.toml: cannot be read \(No such file.*built-in recipes: lemat-traj$"
+    ):
         load(tmp_path / "nothing.toml")
 
 

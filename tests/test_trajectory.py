@@ -2,8 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from making import ints, make
 
+from making import ints, make
 from trajmill.trajectory import FRAME_FIELDS, Trajectory
 
 OPTIONAL = {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from making import floats, ints, make
 
+from making import floats, ints, make
 from trajmill.annotation.compatibility import cross_compatibility
 
 

@@ -3,12 +3,12 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from making import DATA, floats, ints, make
-from mp_samples import KEEP, REAL, by_id, documents, opened, records
 from pymatgen.core import Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 
+from making import DATA, floats, ints, make
+from mp_samples import KEEP, REAL, by_id, documents, opened, records
 from trajmill.annotation.energy_correction import energy_corrected
 from trajmill.sources.alexandria import Alexandria
 
@@ -42,7 +42,9 @@ def calculations():
 
 @pytest.fixture(scope="module")
 def trajectories(tmp_path_factory):
-    return [t for t in by_id(records(opened(REAL, tmp_path_factory.mktemp("mp"), KEEP))).values() if t.functional == "pbe"]
+    return [
+        t for t in by_id(records(opened(REAL, tmp_path_factory.mktemp("mp"), KEEP))).values() if t.functional == "pbe"
+    ]
 
 
 def test_real_calculations_agree_with_pymatgen(trajectories):
@@ -143,7 +145,11 @@ def test_made_up_cells_agree_with_pymatgen(symbols, distance, fields):
             "no corrected energy: Incompatible POTCAR {'Cf', 'O'}, expected {'O', None}",  # sorted: the same every time
         ),
         (("Na", "Cl"), {"hubbard_u": {}}, "no corrected energy: run type, U values or potentials unknown"),
-        (("Na", "Cl"), {"potentials": ("Na_pv", "Cl")}, "no corrected energy: run type, U values or potentials unknown"),
+        (
+            ("Na", "Cl"),
+            {"potentials": ("Na_pv", "Cl")},
+            "no corrected energy: run type, U values or potentials unknown",
+        ),
         (
             ("Na", "Cl"),
             {"run_type": None, "hubbard_u": {}, "potentials": ("Na_pv", "Cl")},

@@ -1,8 +1,8 @@
 import moyopy
 import numpy as np
 import pytest
-from making import DATA, make
 
+from making import DATA, make
 from trajmill.annotation import symmetry
 from trajmill.annotation.symmetry import forces_vanish_by_symmetry, space_groups
 from trajmill.sources.alexandria import Alexandria

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import floats, ints, make
 
+from making import floats, ints, make
 from trajmill import recipe
 from trajmill.curation import RULES, curate
 
@@ -21,7 +21,7 @@ SOURCES = {
     "task_type": {"mp", "oqmd"},
     "electronic_convergence": {"mp"},
     "zero_forces": {"oqmd"},
-} | dict.fromkeys(ORDER[5:10], {"oqmd"})
+} | {name: {"oqmd"} for name in ORDER[5:10]}
 
 
 def owners(rejections):
@@ -184,7 +184,9 @@ def test_nothing_vanishes(n, source, symbols, holes, toggled, seed):
             t.energy[frame % n] = value
         elif value == 0.0:
             getattr(t, field)[frame % n] = 0.0
-    enabled = {name: {"enabled": getattr(DEFAULT, name).enabled != (name in toggled)} for name in type(DEFAULT).model_fields}
+    enabled = {
+        name: {"enabled": getattr(DEFAULT, name).enabled != (name in toggled)} for name in type(DEFAULT).model_fields
+    }
     rest, rejections = curate(t, recipe.Rules.model_validate(enabled))
     kept = [] if rest is None else rest.relaxation_step.tolist()
     assert rest is None or len(rest)

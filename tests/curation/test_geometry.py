@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from making import ints, make
 
+from making import ints, make
 from trajmill import recipe
 from trajmill.curation import geometry
 from trajmill.curation.geometry import shortest_distance
@@ -82,6 +82,14 @@ def test_thresholds_act(options, rejected):
     t = cell(5 * np.eye(3), [[0, 0, 0], [0.4, 0, 0]])
     options = {"min_distance": 0.3} | options
     assert list(geometry.geometry(t, recipe.Geometry(**options))) == rejected
+
+
+@pytest.mark.parametrize("field", ["lattice", "positions"])
+@pytest.mark.parametrize("value", [1e120, 1e200, 1e308, 1e-308])
+def test_absurd_numbers_are_no_error(field, value):
+    t = make(3)
+    getattr(t, field)[1, 0, 0] = value
+    assert set(geometry.geometry(t, OPTIONS)) <= {1}
 
 
 def test_each_frame_for_itself():

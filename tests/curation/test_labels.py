@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from making import ints, make
 
+from making import ints, make
 from trajmill import recipe
 from trajmill.curation import labels
 

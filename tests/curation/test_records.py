@@ -1,6 +1,6 @@
 import pytest
-from making import make
 
+from making import make
 from trajmill import recipe
 from trajmill.curation import RULES, records
 
@@ -44,7 +44,12 @@ def test_task_type(task_type, text):
         ("pbe", None, {}, None),
         (None, "PBEsol+U", {}, "run type PBEsol+U"),
         (None, None, {}, "run type None"),
-        (None, None, {"unsupported_functional": "no functional in the file's path"}, "no functional in the file's path"),
+        (
+            None,
+            None,
+            {"unsupported_functional": "no functional in the file's path"},
+            "no functional in the file's path",
+        ),
     ],
 )
 def test_unsupported_functional(functional, run_type, findings, text):

@@ -107,7 +107,9 @@ def check_trajectory(t: Trajectory) -> None:
     assert t.task_id
     assert t.trajectory_id
     assert t.functional in FUNCTIONALS
-    assert t.functional is None or t.trajectory_id.endswith(f"-{t.functional}") or t.task_type != "Structure Optimization"
+    assert (
+        t.functional is None or t.trajectory_id.endswith(f"-{t.functional}") or t.task_type != "Structure Optimization"
+    )
     assert set(t.findings) <= READER_RULES
     assert all(0 <= i < len(t) and text for i, text in t.faults.items())
     complete = np.isnan(t.stress).all(axis=(1, 2)) | np.isfinite(t.stress).all(axis=(1, 2))

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import chores
+import disks
 import fakes
 from trajmill.codec import encode, encode_rejections
 from trajmill.errors import StoreError
@@ -383,31 +383,6 @@ with DeltaStore({str(store.path)!r}).locked():
 # --- full disks
 
 
-@contextmanager
-def small_disk(path, size):
-    """Mount a disk of a few hundred kB; only root can."""
-    path.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        assert os.environ.get("CI") != "true", f"CI must be able to mount: {done.stderr}"
-        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
-
-
-def fill(path):
-    """Take all room there is."""
-    filler = path / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    return filler
-
-
 def write_much(writer):
     for i in range(100):
         writer.write("frame", encode([fakes.trajectory(f"t-{i}", seed=i, n_frames=200)]))
@@ -417,10 +392,10 @@ FULL = r"the disk is full; make room and run the same command again \(what was c
 
 
 def test_disk_full_while_writing(tmp_path):
-    with small_disk(tmp_path / "disk", "2m") as disk:
+    with disks.small_disk(tmp_path / "disk", "2m") as disk:
         store = DeltaStore(disk / "store", create=True)
         put(store, "mp/a", n_frames=1)
-        filler = fill(disk)
+        filler = disks.fill(disk)
         for _ in range(2):
             writer = store.writer("mp/b")
             with pytest.raises(StoreError, match=FULL):
@@ -434,12 +409,12 @@ def test_disk_full_while_writing(tmp_path):
 
 
 def test_disk_full_while_finishing_files_puts_none_in_place(tmp_path):
-    with small_disk(tmp_path / "disk", "2m") as disk:
+    with disks.small_disk(tmp_path / "disk", "2m") as disk:
         store = DeltaStore(disk / "store", create=True)
         writer = store.writer("mp/b")
         writer.write("frame", encode([fakes.trajectory()]))
         writer.write("rejection", encode_rejections([fakes.unreadable(f"r-{i}" * 50) for i in range(5000)]))
-        filler = fill(disk)
+        filler = disks.fill(disk)
         with pytest.raises(StoreError, match=FULL):
             writer.close(fingerprint("b"), VERSIONS)
         writer.abort()
@@ -448,11 +423,11 @@ def test_disk_full_while_finishing_files_puts_none_in_place(tmp_path):
 
 
 def test_disk_full_while_committing(tmp_path):
-    with small_disk(tmp_path / "disk", "2m") as disk:
+    with disks.small_disk(tmp_path / "disk", "2m") as disk:
         store = DeltaStore(disk / "store", create=True)
         put(store, "mp/a", n_frames=1)
         commit = write(store, "mp/b", n_frames=1)
-        filler = fill(disk)
+        filler = disks.fill(disk)
         with pytest.raises(StoreError, match=FULL):
             store.commit(commit)
         again = DeltaStore(store.path)
@@ -465,7 +440,7 @@ def test_disk_full_while_committing(tmp_path):
 
 
 def test_no_room_even_for_an_empty_store(tmp_path):
-    with small_disk(tmp_path / "disk", "64k") as disk:
-        fill(disk)
+    with disks.small_disk(tmp_path / "disk", "64k") as disk:
+        disks.fill(disk)
         assert "cannot be created" in refused(disk / "store", create=True)
     assert not chores.children()

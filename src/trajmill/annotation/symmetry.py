@@ -38,7 +38,7 @@ def space_groups(
 
 def _fractional(lattice: FloatArray, positions: FloatArray) -> FloatArray:
     """Return fractional coordinates, NaN in a frame whose cell is missing or singular."""
-    regular = np.isfinite(lattice).all(axis=(1, 2))
+    regular: BoolArray = np.all(np.isfinite(lattice), axis=(1, 2))
     regular[regular] = np.linalg.det(lattice[regular]) != 0
     inverse = np.full_like(lattice, np.nan)
     inverse[regular] = np.linalg.inv(lattice[regular])

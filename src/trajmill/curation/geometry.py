@@ -15,9 +15,10 @@ BLOCK_PAIRS = 20_000
 NEIGHBOURS = np.array(list(itertools.product((-1, 0, 1), repeat=2)))
 
 
+@np.errstate(over="ignore", divide="ignore")  # absurd numbers are what this rule is for
 def geometry(t: Trajectory, options: recipe.Geometry) -> dict[int, str]:
     """Keep frames with a finite cell of sane volume and no two atoms too close, periodic images included."""
-    finite = np.isfinite(t.lattice).all(axis=(1, 2)) & np.isfinite(t.positions).all(axis=(1, 2))
+    finite: BoolArray = np.all(np.isfinite(t.lattice), axis=(1, 2)) & np.all(np.isfinite(t.positions), axis=(1, 2))
     rejected = {
         int(i): t.faults.get(int(i), "cell or positions missing or not finite") for i in np.flatnonzero(~finite)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from trajmill.errors import SourceError
 from trajmill.sources import mp_settings
 from trajmill.sources.base import Asset, Record, Rejection
 from trajmill.sources.files import read_ahead, sha256
-from trajmill.sources.pymatgen_json import Rows, Structure, decode, stack, structure_arrays
+from trajmill.sources.pymatgen_json import Rows, Structure, decode, parse, stack, structure_arrays
 from trajmill.trajectory import Trajectory
 from trajmill.units import stress_from_vasp
 
@@ -79,26 +80,27 @@ class Alexandria:
         ]
 
     def raw_digest(self, asset: Asset) -> str:
-        """Digest the compressed file."""
-        return sha256(asset.path)
+        """Digest the compressed file and what its place says: the functional from the path, the date of the listing."""
+        facts = json.dumps([sha256(asset.path), _functional(asset.path), asset.modified])
+        return hashlib.sha256(facts.encode()).hexdigest()
 
-    def facts_digest(self, task_ids: Iterable[str]) -> str:
+    def facts_digest(self, task_ids: Iterable[str]) -> str:  # noqa: ARG002
         """Nothing is joined."""
         return ""
 
     def read(self, asset: Asset) -> Iterator[Record]:
         """Stream the ids of a shard; a damaged id costs itself, a truncated file its last id."""
         functional = _functional(asset.path)
-        chunks = read_ahead(lambda: cast("BinaryIO", bz2.open(asset.path)))
+        chunks = read_ahead(lambda: cast("BinaryIO", bz2.open(asset.path)))  # noqa: SIM115 (closed by read_ahead)
         for key, raw, error in split(chunks):
-            try:
-                if error:
-                    raise ValueError(error)
-                yield self._record(asset, key, _runs(raw), functional)
-            except ValueError as problem:
-                yield Record(
-                    n_frames=0, rejections=(self._rejection(asset, key or None, "readable", str(problem), None),)
-                )
+            problem = error
+            if not problem:
+                try:
+                    yield self._record(asset, key, _runs(raw), functional)
+                    continue
+                except ValueError as malformed:
+                    problem = str(malformed)
+            yield Record(n_frames=0, rejections=(self._rejection(asset, key or None, "readable", problem, None),))
 
     def _record(self, asset: Asset, key: str, runs: list[tuple[Run, dict[int, str]]], functional: str | None) -> Record:
         """Make the trajectory of one id."""
@@ -216,7 +218,7 @@ def _runs(raw: bytes) -> list[tuple[Run, dict[int, str]]]:
         return [(run, {}) for run in decode(RUNS, raw)]
     except ValueError:
         pass
-    value = json.loads(raw)
+    value = parse(raw)
     if not isinstance(value, list) or not all(isinstance(run, dict) for run in value):
         raise ValueError("the record is no list of runs")
     return [_lenient_run(run) for run in value]
@@ -236,8 +238,11 @@ def _lenient_run(run: dict[str, Any]) -> tuple[Run, dict[int, str]]:
             except (msgspec.ValidationError, AttributeError) as problem:
                 faults[i] = f"{info.name}: {problem}"
         read.append(Step(**fields))
-    encut = run.get("ENMAX")
-    return Run(steps=read, ENMAX=float(encut) if isinstance(encut, (int, float)) else None), faults
+    try:
+        encut = msgspec.convert(run.get("ENMAX"), float | None)
+    except msgspec.ValidationError:
+        encut = None
+    return Run(steps=read, ENMAX=encut), faults
 
 
 def _functional(path: Path) -> str | None:
@@ -254,4 +259,4 @@ def _listed_dates(page: Path) -> dict[str, str]:
     if not page.is_file():
         return {}
     found = LISTED.findall(page.read_text(encoding="utf-8", errors="replace"))
-    return {name: datetime.strptime(date, "%d-%b-%Y %H:%M").isoformat() for name, date in found}  # noqa: DTZ007
+    return {name: datetime.strptime(date, "%d-%b-%Y %H:%M").isoformat() for name, date in found}

@@ -30,9 +30,10 @@ def read_ahead(open_file: Callable[[], BinaryIO], chunk: int = 1 << 20, ahead: i
     def put(item: bytes | Exception) -> None:
         while not abandoned.is_set():
             try:
-                return chunks.put(item, timeout=0.5)
+                chunks.put(item, timeout=0.5)
             except queue.Full:
                 continue
+            return
 
     def work() -> None:
         try:

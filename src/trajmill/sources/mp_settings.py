@@ -11,10 +11,10 @@ U_VALUES = {"Co": 3.32, "Cr": 3.7, "Fe": 5.3, "Mn": 3.9, "Mo": 4.38, "Ni": 6.2, 
 """U - J in eV, applied in oxides and fluorides."""
 
 _POTENTIALS = (
-    "Ac Ag Al Ar As Au B Ba_sv Be_sv Bi Br C Ca_sv Cd Ce Cl Co Cr_pv Cs_sv Cu_pv Dy_3 Er_3 Eu F Fe_pv Ga_d Gd Ge_d H He "
-    "Hf_pv Hg Ho_3 I In_d Ir K_sv Kr La Li_sv Lu_3 Mg_pv Mn_pv Mo_pv N Na_pv Nb_pv Nd_3 Ne Ni_pv Np O Os_pv P Pa Pb_d "
-    "Pd Pm_3 Pr_3 Pt Pu Rb_sv Re_pv Rh_pv Ru_pv S Sb Sc_sv Se Si Sm_3 Sn_d Sr_sv Ta_pv Tb_3 Tc_pv Te Th Ti_pv Tl_d Tm_3 "
-    "U V_pv W_pv Xe Y_sv Yb_2 Zn Zr_sv"
+    "Ac Ag Al Ar As Au B Ba_sv Be_sv Bi Br C Ca_sv Cd Ce Cl Co Cr_pv Cs_sv Cu_pv Dy_3 Er_3 Eu F Fe_pv Ga_d Gd "
+    "Ge_d H He Hf_pv Hg Ho_3 I In_d Ir K_sv Kr La Li_sv Lu_3 Mg_pv Mn_pv Mo_pv N Na_pv Nb_pv Nd_3 Ne Ni_pv Np O "
+    "Os_pv P Pa Pb_d Pd Pm_3 Pr_3 Pt Pu Rb_sv Re_pv Rh_pv Ru_pv S Sb Sc_sv Se Si Sm_3 Sn_d Sr_sv Ta_pv Tb_3 "
+    "Tc_pv Te Th Ti_pv Tl_d Tm_3 U V_pv W_pv Xe Y_sv Yb_2 Zn Zr_sv"
 )
 POTENTIALS = {name.partition("_")[0]: name for name in _POTENTIALS.split()}
 """Pseudopotential by element."""

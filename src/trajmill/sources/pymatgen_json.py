@@ -54,12 +54,19 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     try:
         return decoder.decode(raw)
     except msgspec.DecodeError:
-        try:
-            return msgspec.convert(
-                json.loads(raw), decoder.type
-            )  # slow, exact: values are parsed, text is not replaced
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
+        return msgspec.convert(parse(raw), decoder.type)  # slow, exact: values are parsed, text is not replaced
+
+
+def parse(raw: bytes) -> Any:
+    """Parse JSON as Python writes it.
+
+    Raises:
+        ValueError: not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def stack(values: Sequence[Any], shape: tuple[int, ...], name: str, faults: dict[int, str]) -> FloatArray:
@@ -78,7 +85,7 @@ def stack(values: Sequence[Any], shape: tuple[int, ...], name: str, faults: dict
         array = np.array(values, dtype=np.float64)  # None becomes NaN
         if array.shape == (len(values), *shape):
             return array
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     array = np.full((len(values), *shape), np.nan)
     for i, value in enumerate(values):
@@ -86,7 +93,7 @@ def stack(values: Sequence[Any], shape: tuple[int, ...], name: str, faults: dict
             continue
         try:
             frame = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             faults.setdefault(i, f"{name}: {_ragged(value, shape)}")
             continue
         if frame.shape == shape:
@@ -110,7 +117,8 @@ def structure_arrays(
 ) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
     """Turn the structures of a trajectory into arrays.
 
-    Positions are fractional coordinates times the lattice, as pymatgen reads them; `xyz` is used where `abc` is missing.
+    Positions are fractional coordinates times the lattice, as pymatgen reads them; `xyz` is used where `abc` is
+    missing.
 
     Args:
         structures: one per frame; None where it is missing.
@@ -156,6 +164,7 @@ def structure_arrays(
     numbers = np.array([NUMBERS[s] for s in sites or ()], dtype=np.int64)
     lattice = stack(matrices, (3, 3), "lattice", faults)
     raw = stack(coordinates, (len(numbers), 3), "positions", faults)
-    positions = raw @ lattice
+    with np.errstate(invalid="ignore", over="ignore"):  # inf and huge numbers are for a rule to reject
+        positions = raw @ lattice
     positions[cartesian] = raw[cartesian]
     return numbers, lattice, positions

@@ -271,7 +271,6 @@ class DeltaWriter:
         for temporary, writer in self._open.values():
             with suppress(OSError):  # a full disk: what could not be finished is removed all the same
                 writer.close()
-            writer.is_open = False  # else it tries again when it is collected, and complains where nobody listens
             temporary.unlink(missing_ok=True)
         self._open.clear()
 
