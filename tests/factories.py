@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from making import make
 
+from making import make
 from trajmill.codec import encode, encode_rejections
 from trajmill.sources.base import Rejection
 from trajmill.stores.base import Balance, Commit

@@ -195,13 +195,13 @@ def recipe(store, workers=1, *settings):
 
 def main():
     """Run a build of its own: `python -m fakes RAW STORE WORKERS`; prints what it did as JSON."""
-    import trajmill.build
+    import trajmill.builder
 
     raw, store, workers = sys.argv[1:]
-    trajmill.build.open_sources = lambda _: [FakeSource(Path(raw))]
-    trajmill.build.build_asset = build_asset
+    trajmill.builder.open_sources = lambda _: [FakeSource(Path(raw))]
+    trajmill.builder.build_asset = build_asset
     try:
-        summary = trajmill.build.build(recipe(store, int(workers)))
+        summary = trajmill.builder.build(recipe(store, int(workers)))
     except TrajmillError as error:
         sys.exit(f"error: {error}")
     print(json.dumps({"built": sorted(summary.built), "stopped": summary.stopped, "version": summary.version}))

@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 import pytest
+
 from making import DATA
 
 MP = DATA / "mp/real"

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from factories import make_store, make_trajectory
 
 import trajmill
+from factories import make_store, make_trajectory
 from trajmill.errors import MissingExtraError, ReleaseError, require
 from trajmill.recipe import load
 from trajmill.releases.hugging_face import release

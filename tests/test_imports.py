@@ -42,6 +42,21 @@ def test_readers_and_rules_need_numpy_only(module, tmp_path):
     assert imported(module, tmp_path) == set()
 
 
-@pytest.mark.parametrize("module", ["trajmill.pipeline", "trajmill.build", "trajmill.engines.worker"])
+@pytest.mark.parametrize("module", ["trajmill.pipeline", "trajmill.builder", "trajmill.engines.worker"])
 def test_stores_load_no_chemistry(module, tmp_path):
     assert imported(module, tmp_path) <= {"pyarrow", "deltalake"}
+
+
+def test_public_names_are_no_modules_whatever_was_imported_before():
+    """A module called like a public function would take its place once it is imported."""
+    import importlib
+    import pkgutil
+
+    import trajmill
+
+    assert not set(trajmill.__all__) & {module.name for module in pkgutil.iter_modules(trajmill.__path__)}
+    for name in trajmill.__all__:
+        value = getattr(trajmill, name)
+        assert callable(value)
+        importlib.import_module(value.__module__)
+        assert getattr(trajmill, name) is value

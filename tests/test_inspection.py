@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from factories import make_store, make_trajectory
 
+from factories import make_store, make_trajectory
 from trajmill.errors import ReleaseError
 from trajmill.inspection import find_rejections, inspect_release, inspect_store
 from trajmill.recipe import load

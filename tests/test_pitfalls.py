@@ -51,7 +51,7 @@ PITFALLS = [
     pitfall(8, "rows lost and doubled by writing in chunks", """
         releases/test_hugging_face.py::test_shards_lose_and_double_nothing
         releases/test_hugging_face.py::test_manifest_balances
-        test_build.py::test_content_does_not_depend_on_the_number_of_workers"""),
+        test_builder.py::test_content_does_not_depend_on_the_number_of_workers"""),
     pitfall(9, "left-over files of an older export reused", """
         releases/test_hugging_face.py::test_refuses_a_folder_in_use
         releases/test_hugging_face.py::test_an_older_version_can_be_released
@@ -111,7 +111,7 @@ PITFALLS = [
         annotation/test_symmetry.py::test_failure_is_0_and_costs_its_own_frame"""),
     pitfall(23, "one date for all functionals, one id for both", """
         sources/test_alexandria.py::test_an_id_in_both_functionals_is_two_trajectories
-        test_build.py::test_one_changed_file_is_read_and_replaced_alone"""),
+        test_builder.py::test_one_changed_file_is_read_and_replaced_alone"""),
     pitfall(24, "options accepted and ignored", """
         test_recipe.py::test_every_key_is_used_and_described
         test_recipe.py::test_the_digest_changes_with_what_decides_rows_and_with_nothing_else
@@ -127,9 +127,9 @@ PITFALLS = [
         curation/test_labels.py::test_electronic_convergence
         curation/test_curate.py::test_numbering_of_the_run_is_kept"""),
     pitfall(28, "never incremental, and old rows stay", """
-        test_build.py::test_unchanged_is_nothing_to_do
-        test_build.py::test_one_moved_threshold_rebuilds_all
-        test_build.py::test_one_flipped_fact_rebuilds_the_assets_with_that_record
+        test_builder.py::test_unchanged_is_nothing_to_do
+        test_builder.py::test_one_moved_threshold_rebuilds_all
+        test_builder.py::test_one_flipped_fact_rebuilds_the_assets_with_that_record
         stores/test_delta.py::test_a_commit_replaces_the_rows_of_its_asset_alone"""),
     pitfall(29, "cell vectors as columns", """
         sources/test_oqmd.py::test_cell_rows_are_vectors

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trajmill.build import build
+    from trajmill.builder import build
     from trajmill.dataset import Dataset
-    from trajmill.dataset import Dataset as open  # noqa: A004 (trajmill.open, as gzip.open)
+    from trajmill.dataset import Dataset as open
     from trajmill.recipe import load as load_recipe
     from trajmill.releases.hugging_face import release
     from trajmill.trajectory import Trajectory
@@ -17,7 +17,7 @@ __all__ = ["Dataset", "Trajectory", "build", "load_recipe", "open", "release"]
 _WHERE = {
     "Dataset": ("trajmill.dataset", "Dataset"),
     "Trajectory": ("trajmill.trajectory", "Trajectory"),
-    "build": ("trajmill.build", "build"),
+    "build": ("trajmill.builder", "build"),
     "load_recipe": ("trajmill.recipe", "load"),
     "open": ("trajmill.dataset", "Dataset"),
     "release": ("trajmill.releases.hugging_face", "release"),

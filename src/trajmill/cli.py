@@ -39,7 +39,7 @@ def build(
 
     Ctrl-C once finishes the running files and stops, twice stops at once; run again to go on.
     """
-    from trajmill.build import build as run
+    from trajmill.builder import build as run
     from trajmill.report import BuildProgress, print_summary
 
     flags: dict[str, Any] = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from trajmill.annotation import annotate
 from trajmill.codec import encode, encode_rejections
-from trajmill.curation import curate
+from trajmill.curation import RULES, curate
 from trajmill.errors import BalanceError
 from trajmill.recipe import Recipe
 from trajmill.schema import DATA_MODEL_VERSION
@@ -48,6 +48,8 @@ class Unchanged:
 
     asset: str
 
+
+RULE_NAMES = [rule.name for rule in RULES]
 
 Report = Callable[[int, int], None]
 """Told from time to time how many frames of the asset were read and rejected so far."""
@@ -184,9 +186,14 @@ def _count(record: Record, kept: list[Trajectory], rejections: list[Rejection], 
         kept=frames,
         inputs=sum(int((~t.labelled).sum()) for t in kept),
         rejected=rejected,
-        records_rejected=Counter() if kept else Counter([rejections[-1].rejected_by]),
+        records_rejected=Counter() if kept else Counter([max(rejections, key=_got_to).rejected_by]),
         no_space_group=sum(int((t.space_group == 0).sum()) for t in kept if t.space_group is not None),
     )
+
+
+def _got_to(rejection: Rejection) -> int:
+    """Return how far along the rules something came before it was rejected: a record is lost to its best part."""
+    return RULE_NAMES.index(rejection.rejected_by) if rejection.rejected_by in RULE_NAMES else -1
 
 
 def fingerprint(*parts: str) -> str:

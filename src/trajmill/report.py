@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trajmill.builder import BuildSummary, Listener
 from trajmill.engines.base import Done, Event, Failed, Lost
 from trajmill.engines.base import Progress as TaskProgress
 
 if TYPE_CHECKING:
-    from trajmill.pipeline import BuildSummary
     from trajmill.releases.hugging_face import ReleaseSummary
 
 PLAIN_EVERY = 30.0
 """Seconds between lines of progress when the output is no terminal."""
 
 
-class BuildProgress:
+class BuildProgress(Listener):
     """Shows a build: a live bar on a terminal, a line now and then elsewhere. Goes to standard error."""
 
     def __init__(self) -> None:
@@ -47,17 +47,17 @@ class BuildProgress:
         self._bar.stop()
 
     def preparing(self, source: str) -> None:
-        """See `Listener.preparing`."""
+        """Show it; see `Listener.preparing`."""
         self._bar.update(self._task, description=f"preparing {source}")
 
     def started(self, assets: dict[str, int]) -> None:
-        """See `Listener.started`."""
+        """Show it; see `Listener.started`."""
         self._sizes = assets
         self._start = time.monotonic()
         self._bar.reset(self._task, description="building", total=max(1, sum(assets.values())))
 
     def happened(self, event: Event) -> None:
-        """See `Listener.happened`."""
+        """Show it; see `Listener.happened`."""
         if isinstance(event, TaskProgress):
             self._running[event.name] = (event.numbers[0], event.numbers[1])
         elif isinstance(event, Done):
@@ -141,7 +141,9 @@ def print_summary(summary: BuildSummary, store: object) -> None:
         _print(f"frames  {b.frames:,} = {b.kept:,} kept + {b.rejected.total():,} rejected")
         _print(_rules(b.rejected, b.records_rejected))
     if summary.vanished:
-        _print(f"{len(summary.vanished)} assets of the store are no longer among the raw files; their rows were kept:")
+        _print(
+            f"{len(summary.vanished)} assets of the store are not among the raw files of this build; their rows were kept:"
+        )
         _print(*(f"  {name}" for name in summary.vanished))
     for name, failure in sorted(summary.failed.items()):
         _print(f"failed: {name}: {failure.reason}")

@@ -11,9 +11,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from factories import make_store, make_trajectory
 
 import trajmill
+from factories import make_store, make_trajectory
 from trajmill.errors import ReleaseError
 from trajmill.recipe import load
 from trajmill.releases.hugging_face import release

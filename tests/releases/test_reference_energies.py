@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from factories import make_trajectory
 
+from factories import make_trajectory
 from trajmill.codec import encode
 from trajmill.releases.reference_energies import ReferenceEnergies
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from factories import make_store, make_trajectory
 
+from factories import make_store, make_trajectory
 from trajmill import recipe
 from trajmill.releases.selection import select
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from mp_samples import DATA, KEEP, REAL, by_id, documents, material_row, opened, records, task_row, write_tables
 
+from mp_samples import DATA, KEEP, REAL, by_id, documents, material_row, opened, records, task_row, write_tables
 from trajmill.errors import SourceError
 from trajmill.sources.base import RELAXATION, Source
 from trajmill.sources.parquet_tables import data_files

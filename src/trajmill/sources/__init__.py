@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from trajmill.errors import RecipeError
 from trajmill.recipe import Recipe
 from trajmill.sources.base import Source
@@ -17,7 +19,7 @@ def open_sources(recipe: Recipe) -> list[Source]:
     from trajmill.sources.materials_project import open_materials_project
     from trajmill.sources.oqmd import Oqmd
 
-    table = {"mp": open_materials_project, "alexandria": Alexandria, "oqmd": Oqmd}
+    table: dict[str, Callable[..., Source]] = {"mp": open_materials_project, "alexandria": Alexandria, "oqmd": Oqmd}
     sources: list[Source] = []
     for name, opener in table.items():
         options = getattr(recipe, name)

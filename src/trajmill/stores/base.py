@@ -22,7 +22,7 @@ class Balance:
         kept: frames kept, unlabelled inputs included.
         inputs: of these, unlabelled inputs.
         rejected: frames rejected, by rule.
-        records_rejected: records of which no frame was kept, by the rule of their last rejection.
+        records_rejected: records of which no frame was kept, by the rule that turned away what came furthest of them.
         no_space_group: frames kept for which no space group was found.
     """
 

@@ -16,8 +16,8 @@ import pytest
 import chores
 import disks
 import fakes
-import trajmill.build
-from trajmill.build import Listener, build
+import trajmill.builder
+from trajmill.builder import Listener, build
 from trajmill.engines.base import Done, Lost
 from trajmill.errors import RecipeError, SourceError, StoreError
 from trajmill.stores.delta import DeltaStore
@@ -94,8 +94,8 @@ def fake_build(raw, store, workers=1):
 @pytest.fixture
 def build_here(raw, store, monkeypatch):
     """Run a build in this process (its workers are others) and return its summary."""
-    monkeypatch.setattr(trajmill.build, "open_sources", lambda _: [fakes.FakeSource(raw)])
-    monkeypatch.setattr(trajmill.build, "build_asset", fakes.build_asset)
+    monkeypatch.setattr(trajmill.builder, "open_sources", lambda _: [fakes.FakeSource(raw)])
+    monkeypatch.setattr(trajmill.builder, "build_asset", fakes.build_asset)
 
     def run(*settings, workers=1, listener=None):
         (raw / "read.log").unlink(missing_ok=True)
@@ -197,7 +197,7 @@ def test_killed_between_two_commits(raw, store, build_here, undisturbed):
 
 
 def test_a_worker_that_dies_each_time_costs_its_asset_alone(raw, store, build_here, monkeypatch):
-    monkeypatch.setattr(trajmill.build, "build_asset", fakes.die_on_b)
+    monkeypatch.setattr(trajmill.builder, "build_asset", fakes.die_on_b)
     summary = build_here(workers=2)
     assert list(summary.failed) == ["mp/b.raw"]
     assert "its worker died (SIGKILL) 3 times" in summary.failed["mp/b.raw"].reason
@@ -303,7 +303,7 @@ def test_a_vanished_asset_is_reported_and_kept(raw, store, build_here, first):
 
 def test_a_renamed_folder_changes_nothing(raw, store, tmp_path, build_here, first, monkeypatch):
     shutil.copytree(raw, tmp_path / "elsewhere")
-    monkeypatch.setattr(trajmill.build, "open_sources", lambda _: [fakes.FakeSource(tmp_path / "elsewhere")])
+    monkeypatch.setattr(trajmill.builder, "open_sources", lambda _: [fakes.FakeSource(tmp_path / "elsewhere")])
     assert sorted(build_here().unchanged) == NAMES
 
 
@@ -331,7 +331,7 @@ def test_an_asset_that_fails_keeps_the_rows_it_had(raw, store, build_here, first
 
 
 def test_a_store_that_cannot_be_written_stops_the_build(raw, store, build_here, monkeypatch):
-    monkeypatch.setattr(trajmill.build, "build_asset", fakes.no_room)
+    monkeypatch.setattr(trajmill.builder, "build_asset", fakes.no_room)
     before = chores.children()
     with pytest.raises(StoreError, match="the disk is full"):
         build_here(workers=2)
@@ -376,13 +376,13 @@ def test_nowhere_to_write():
 
 
 def test_a_source_without_files(tmp_path, store, monkeypatch):
-    monkeypatch.setattr(trajmill.build, "open_sources", lambda _: [fakes.FakeSource(tmp_path)])
+    monkeypatch.setattr(trajmill.builder, "open_sources", lambda _: [fakes.FakeSource(tmp_path)])
     with pytest.raises(SourceError, match=r"no \*\.raw files"):
         build(fakes.recipe(store))
 
 
 def test_an_asset_listed_twice(raw, store, monkeypatch):
-    monkeypatch.setattr(trajmill.build, "open_sources", lambda _: [fakes.FakeSource(raw)] * 2)
+    monkeypatch.setattr(trajmill.builder, "open_sources", lambda _: [fakes.FakeSource(raw)] * 2)
     with pytest.raises(SourceError, match=r"mp/a.raw is listed twice"):
         build(fakes.recipe(store))
 
