@@ -242,8 +242,8 @@ def show(results: list[dict[str, Any]]) -> None:
             stages = r["stages"]["us_per_frame"]
             ours = stages["decompress"] + stages["parse"]
             print(
-                f"\nreading, {r['source']}, {baseline['frames']} frames: {ours:.1f} us per frame; json and pymatgen Structures "
-                f"{baseline['read_us_per_frame']:.1f} us, {baseline['read_us_per_frame'] / ours:.1f} times as much"
+                f"\nreading, {r['source']}, {baseline['frames']} frames: {ours:.1f} us per frame; "
+                f"json and pymatgen Structures {baseline['read_us_per_frame']:.1f} us, {baseline['read_us_per_frame'] / ours:.1f} times as much"
             )
 
 

@@ -38,7 +38,7 @@ def built(tmp_path_factory):
 @pytest.mark.parametrize(
     ("settings", "records", "frames", "rejected"),
     [
-        # 365 ionic steps in 56 documents; O2 is under BY-NC; two tasks are in deprecated_tasks; mp-688194 has no structures
+        # 365 ionic steps in 56 documents; O2 is under BY-NC; two tasks are deprecated; mp-688194 has no structures
         ((MP, KEEP), (56, 22), (365, 262), {"task_type": 54, "license": 43, "deprecated": 4, "targets": 2}),
         # without a material there is no licence: 34 documents more go for that
         ((MP,), (56, 13), (365, 184), {"license": 172, "task_type": 5, "deprecated": 4}),
@@ -49,8 +49,8 @@ def built(tmp_path_factory):
             (212, 79),
             {"task_type": 61, "unsupported_functional": 58, "final_frame_outlier": 9, "electronic_convergence": 5},
         ),
-        # CASES.tsv: three ids with Yb; NaN energy, null and ragged force row, final frame without forces; three ids that
-        # start far uphill, one of them in two frames; stages that begin with an exact copy of the frame before
+        # CASES.tsv: three ids with Yb; NaN energy, null and ragged force row, final frame without forces; three ids
+        # that start far uphill, one of them in two frames; stages that begin with an exact copy of the frame before
         (
             (ALEXANDRIA,),
             (45, 42),
@@ -62,8 +62,8 @@ def built(tmp_path_factory):
             (40, 22),
             (154, 55),
             {
-                "task_type": 58, "relaxation_record": 18, "relaxation_converged": 15, "site_order": 3, "ordered_sites": 2,
-                "oqmd_duplicate": 2, "targets": 1,
+                "task_type": 58, "relaxation_record": 18, "relaxation_converged": 15, "site_order": 3,
+                "ordered_sites": 2, "oqmd_duplicate": 2, "targets": 1,
             },
         ),
         ((REAL_OQMD,), (1, 0), (3, 0), {"relaxation_converged": 3}),

@@ -15,7 +15,8 @@ ASSET = "mp/tasks/a.jsonl.gz"
 @pytest.fixture
 def path(tmp_path):
     lost = [
-        Rejection(source="mp", asset=ASSET, rejected_by="license", detail="BY-NC", n_frames=4, task_id="mp-9", trajectory_id="mp-9-pbe"),
+        Rejection(source="mp", asset=ASSET, rejected_by="license", detail="BY-NC", n_frames=4, task_id="mp-9",
+                  trajectory_id="mp-9-pbe"),
         Rejection(source="mp", asset=ASSET, rejected_by="targets", detail="no energy", n_frames=1, task_id="mp-1",
                   trajectory_id="mp-1-pbe", relaxation_step=7),
         Rejection(source="mp", asset=ASSET, rejected_by="readable", detail="line 3", n_frames=None),

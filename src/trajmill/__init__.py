@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trajmill.builder import build
     from trajmill.dataset import Dataset
-    from trajmill.dataset import Dataset as open
+    from trajmill.dataset import Dataset as open  # noqa: A004, N813 (trajmill.open, as gzip.open)
     from trajmill.recipe import load as load_recipe
     from trajmill.releases.hugging_face import release
     from trajmill.trajectory import Trajectory

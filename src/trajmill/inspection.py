@@ -32,6 +32,28 @@ class Inspection:
     checks: list[tuple[str, str]] = field(default_factory=list)
 
 
+_BY_KIND = """
+SELECT source, functional, run_type, count(DISTINCT trajectory_id), count(*) FROM {rows} GROUP BY ALL ORDER BY ALL
+"""
+
+_BY_RULE = """
+SELECT rejected_by, source, count(*), sum(coalesce(n_frames, 0))::BIGINT AS frames
+FROM {rows} GROUP BY ALL ORDER BY frames DESC, rejected_by, source
+"""
+
+_REASONS = """
+SELECT rejected_by, source, coalesce(trajectory_id, task_id, immutable_id), relaxation_step, n_frames, rejection_detail
+FROM {rows}
+"""
+
+_WANTED = """
+WHERE ($rule IS NULL OR rejected_by = $rule)
+  AND ($id IS NULL OR $id IN (trajectory_id, task_id, immutable_id, trajectory_id || '-' || relaxation_step)
+       -- a frame of a trajectory that went as a whole
+       OR (relaxation_step IS NULL AND starts_with($id, trajectory_id || '-') AND regexp_matches($id, '-[0-9]+$')))
+"""
+
+
 def _query(sql: str, files: Sequence[tuple[str, Path, int]], **values: Any) -> list[tuple[Any, ...]]:
     """Run SQL over the files of a role; nothing for no files."""
     if not files:
@@ -53,20 +75,11 @@ def inspect_store(path: Path) -> Inspection:
     present = set(store.assets())
     balance = sum((b for asset, b in store.balances().items() if asset in present), Balance())
     found = Inspection(f"{path}: store, version {store.version}, {len(present)} assets")
-    by_kind = "SELECT source, functional, run_type, count(DISTINCT trajectory_id), count(*) FROM {rows} GROUP BY ALL ORDER BY ALL"
-    found.tables.append(
-        ("frames", ("source", "functional", "run type", "trajectories", "frames"), _query(by_kind, frames))
-    )
+    head = ("source", "functional", "run type", "trajectories", "frames")
+    found.tables.append(("frames", head, _query(_BY_KIND, frames)))
     if inputs:
-        found.tables.append(
-            (
-                "unlabelled input geometries",
-                ("source", "functional", "run type", "trajectories", "frames"),
-                _query(by_kind, inputs),
-            )
-        )
-    by_rule = "SELECT rejected_by, source, count(*), sum(coalesce(n_frames, 0))::BIGINT FROM {rows} GROUP BY ALL ORDER BY 4 DESC, 1, 2"
-    rules = _query(by_rule, rejected)
+        found.tables.append(("unlabelled input geometries", head, _query(_BY_KIND, inputs)))
+    rules = _query(_BY_RULE, rejected)
     found.tables.append(("rejected", ("rule", "source", "rejections", "frames"), rules))
     n_frames, n_inputs = (sum(n for *_, n in files) for files in (frames, inputs))
     n_rejected = sum(row[3] for row in rules)
@@ -98,8 +111,10 @@ def inspect_release(path: Path) -> Inspection:
         raise ReleaseError(f"{path}: neither a store nor a release (no _delta_log, no {MANIFEST})") from error
     except json.JSONDecodeError as error:
         raise ReleaseError(f"{path / MANIFEST}: damaged ({error})") from error
-    title = f"{path}: release, schema {manifest['format']}, stress in {manifest['stress_unit']}, store version {manifest['store_version']}"
-    found = Inspection(title)
+    found = Inspection(
+        f"{path}: release, schema {manifest['format']}, stress in {manifest['stress_unit']}, "
+        f"store version {manifest['store_version']}"
+    )
     head = ("configuration", "source", "functional", "run type", "trajectories", "frames")
     columns = ("configuration", "source", "functional", "run_type", "trajectories", "frames")
     found.tables.append(("contents", head, [[row[c] for c in columns] for row in manifest["contents"]]))
@@ -141,18 +156,11 @@ def find_rejections(
         kept frames bear the identifier.
     """
     store = DeltaStore(path)
-    frame = "trajectory_id || '-' || relaxation_step"
-    where = f"""WHERE ($rule IS NULL OR rejected_by = $rule) AND ($id IS NULL OR $id IN (trajectory_id, task_id, immutable_id, {frame})
-                OR (relaxation_step IS NULL AND starts_with($id, trajectory_id || '-') AND regexp_matches($id, '-[0-9]+$')))"""
     values = {"rule": rule, "id": identifier}
     files = store.files("rejection")
-    total = _query(f"SELECT count(*) FROM {{rows}} {where}", files, **values)
-    rows = _query(
-        f"""SELECT rejected_by, source, coalesce(trajectory_id, task_id, immutable_id), relaxation_step, n_frames, rejection_detail
-            FROM {{rows}} {where} ORDER BY ALL {f"LIMIT {limit}" if limit else ""}""",
-        files,
-        **values,
-    )
+    total = _query("SELECT count(*) FROM {rows}" + _WANTED, files, **values)
+    first = f"LIMIT {limit}" if limit else ""
+    rows = _query(_REASONS + _WANTED + "ORDER BY ALL " + first, files, **values)
     kept = 0
     if identifier:
         sql = "SELECT count(*) FROM {rows} WHERE $id IN (id, trajectory_id, task_id, immutable_id)"

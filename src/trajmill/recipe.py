@@ -32,7 +32,7 @@ class MaterialsProject(_Section):
     )
     tasks_without_material: Literal["reject", "keep"] = Field(
         "reject",
-        description="a task no materials document names has no licence and no verdict; keep takes it with a null licence",
+        description="a task no materials document names has no licence and no verdict; keep leaves it null",
     )
 
 
@@ -44,7 +44,7 @@ class Alexandria(_Section):
     )
     settings: Literal["mp", "unknown"] = Field(
         "mp",
-        description="mp infers +U and potentials by the rules of MP's input sets, unknown leaves them null (and so the corrected energy)",
+        description="mp infers +U and potentials by MP's input sets, unknown leaves them and the corrected energy null",
     )
 
 

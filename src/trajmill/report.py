@@ -30,9 +30,16 @@ class BuildProgress(Listener):
         self._console = Console(stderr=True, highlight=False)
         self._live = self._console.is_terminal
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"),
-            TextColumn("{task.fields[frames]}"), TimeRemainingColumn(), console=self._console, disable=not self._live, transient=True,
-        )  # fmt: skip
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[done]}"),
+            TextColumn("{task.fields[frames]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._live,
+            transient=True,
+        )
         self._task = self._bar.add_task("listing", total=None, done="", frames="")
         self._sizes: dict[str, int] = {}
         self._finished: dict[str, tuple[int, int]] = {}
@@ -141,9 +148,7 @@ def print_summary(summary: BuildSummary, store: object) -> None:
         _print(f"frames  {b.frames:,} = {b.kept:,} kept + {b.rejected.total():,} rejected")
         _print(_rules(b.rejected, b.records_rejected))
     if summary.vanished:
-        _print(
-            f"{len(summary.vanished)} assets of the store are not among the raw files of this build; their rows were kept:"
-        )
+        _print(f"{len(summary.vanished)} assets of the store are not among these raw files; their rows were kept:")
         _print(*(f"  {name}" for name in summary.vanished))
     for name, failure in sorted(summary.failed.items()):
         _print(f"failed: {name}: {failure.reason}")

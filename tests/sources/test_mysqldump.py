@@ -225,7 +225,7 @@ def loaded() -> Iterator[str]:
     name = f"trajmill_test_{os.getpid()}"
     try:
         if shutil.which("mariadb") is None:
-            raise OSError("no mariadb client is installed")
+            raise OSError("no mariadb client is installed")  # noqa: TRY301
         mariadb(f"CREATE DATABASE {name}")
     except OSError as error:
         if os.environ.get("CI") == "true":

@@ -53,7 +53,7 @@ def _search(cell: list[Any], sites: list[Any], species: list[int], symprec: floa
         return moyopy.MoyoDataset(moyopy.Cell(cell, sites, species), symprec=symprec)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (ValueError for a failed search; a panic of its Rust code is no Exception)
         return None
 
 

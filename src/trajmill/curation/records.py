@@ -9,7 +9,7 @@ from trajmill.sources.base import RELAXATION
 from trajmill.trajectory import Trajectory
 
 
-def license(t: Trajectory, options: recipe.License) -> str | None:
+def license(t: Trajectory, options: recipe.License) -> str | None:  # noqa: A001 (the rule's name)
     """Keep records under an accepted licence; what the source could not license at all is a finding of its reader."""
     if text := t.findings.get("license"):
         return text

@@ -132,9 +132,9 @@ def _cores() -> int:
 
 def _start() -> _Worker:
     ours, theirs = socket.socketpair()
-    output = tempfile.TemporaryFile()
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (warnings and noise must not run into the parent's display)
     with theirs:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
             [sys.executable, "-m", "trajmill.engines.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             start_new_session=True,
@@ -148,7 +148,7 @@ def _start() -> _Worker:
 def _receive(worker: _Worker, pool: list[_Worker], queue: _Queue) -> Event:
     """Take a worker's message; when there is none because it died, put its task back in front."""
     task = worker.task
-    assert task is not None
+    assert task is not None  # noqa: S101 (only busy workers are waited for)
     try:
         event: Event = worker.connection.recv()
     except (EOFError, OSError):  # OSError: it died in the middle of a message

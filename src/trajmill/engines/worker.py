@@ -39,7 +39,7 @@ def _run(task: Task, connection: Connection) -> bytes:
 
     try:
         return pickle.dumps(Done(task.name, task.function(task.argument, report)))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (reported to the parent; one asset's failure is not the worker's)
         reason, text = f"{type(error).__name__}: {error}", traceback.format_exc()
         return pickle.dumps(Failed(task.name, reason, _portable(error), text))
 
@@ -47,8 +47,8 @@ def _run(task: Task, connection: Connection) -> bytes:
 def _portable(error: Exception) -> Exception | None:
     """Return the error if it survives pickling, which many with arguments of their own do not."""
     try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
+    except Exception:  # noqa: BLE001 (any error may do anything there)
         return None
     return error
 

@@ -8,31 +8,55 @@ from typing import Any
 import pyarrow as pa
 
 ATTRIBUTION = {
-    "mp": "[Materials Project](https://materialsproject.org), CC BY 4.0; of its tasks only those of materials under the builder licence BY-C.",
+    "mp": "[Materials Project](https://materialsproject.org), CC BY 4.0: tasks of materials under the licence BY-C.",
     "alexandria": "[Alexandria](https://alexandria.icams.rub.de), CC BY 4.0.",
     "oqmd": "[Open Quantum Materials Database](https://oqmd.org), CC BY 4.0.",
-}  # fmt: skip
+}
 
 CITATIONS = {
     "mp": """@article{jain2013commentary,
   title = {Commentary: The Materials Project: A materials genome approach to accelerating materials innovation},
   author = {Jain, Anubhav and Ong, Shyue Ping and Hautier, Geoffroy and Chen, Wei and Richards, William Davidson and
-            Dacek, Stephen and Cholia, Shreyas and Gunter, Dan and Skinner, David and Ceder, Gerbrand and Persson, Kristin A.},
+            Dacek, Stephen and Cholia, Shreyas and Gunter, Dan and Skinner, David and Ceder, Gerbrand and
+            Persson, Kristin A.},
   journal = {APL Materials}, volume = {1}, pages = {011002}, year = {2013}, doi = {10.1063/1.4812323}
 }""",
     "alexandria": """@article{schmidt2024improving,
   title = {Improving machine-learning models in materials science through large datasets},
-  author = {Schmidt, Jonathan and Cerqueira, Tiago F. T. and Romero, Aldo H. and Loew, Antoine and J{\\"a}ger, Fabian and
-            Wang, Hai-Chen and Botti, Silvana and Marques, Miguel A. L.},
-  journal = {Materials Today Physics}, volume = {48}, pages = {101560}, year = {2024}, doi = {10.1016/j.mtphys.2024.101560}
+  author = {Schmidt, Jonathan and Cerqueira, Tiago F. T. and Romero, Aldo H. and Loew, Antoine and
+            J{\\"a}ger, Fabian and Wang, Hai-Chen and Botti, Silvana and Marques, Miguel A. L.},
+  journal = {Materials Today Physics}, volume = {48}, pages = {101560}, year = {2024},
+  doi = {10.1016/j.mtphys.2024.101560}
 }""",
     "oqmd": """@article{kirklin2015open,
   title = {The Open Quantum Materials Database (OQMD): assessing the accuracy of DFT formation energies},
-  author = {Kirklin, Scott and Saal, James E. and Meredig, Bryce and Thompson, Alex and Doak, Jeff W. and Aykol, Muratahan and
-            R{\\"u}hl, Stephan and Wolverton, Chris},
-  journal = {npj Computational Materials}, volume = {1}, pages = {15010}, year = {2015}, doi = {10.1038/npjcompumats.2015.10}
+  author = {Kirklin, Scott and Saal, James E. and Meredig, Bryce and Thompson, Alex and Doak, Jeff W. and
+            Aykol, Muratahan and R{\\"u}hl, Stephan and Wolverton, Chris},
+  journal = {npj Computational Materials}, volume = {1}, pages = {15010}, year = {2015},
+  doi = {10.1038/npjcompumats.2015.10}
 }""",
-}  # fmt: skip
+}
+
+ABOUT_ROWS = """
+Each row is a frame; the rows of a trajectory follow each other in the order computed. `initial_structures` holds input
+geometries without labels. Energies of different functionals or run types (GGA, GGA+U) do not compare. `e0s.json` holds
+isolated-atom reference energies by least squares, per functional and run type.
+""".strip()
+
+ABOUT_RULES = """
+What is not here was turned away by a rule and counted; a record counts as rejected when no frame of it was kept.
+""".strip()
+
+HOW_TO_LOAD = """```python
+from datasets import load_dataset
+
+frames = load_dataset("<this repository or folder>", "{configuration}", split="train")
+```"""
+
+STRESS = {
+    "kBar": "kBar, as VASP prints it: positive when the cell is compressed",
+    "eV/A^3": "eV/A^3, positive under tension (ASE sign): -(VASP kBar value)/1602.1766208",
+}
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 """Hugging Face's size categories by upper bound."""
@@ -47,35 +71,35 @@ def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str,
         n_bytes: size of each configuration in memory.
     """
     sources = sorted({row["source"] for row in manifest["contents"]})
-    first = next(iter(manifest["frames"]))
-    stress = f"{manifest['stress_unit']}, " + (
-        "as VASP prints it: positive when the cell is compressed"
-        if manifest["stress_unit"] == "kBar"
-        else "positive under tension (ASE sign): -(VASP kBar value)/1602.1766208"
+    versions = ", ".join(manifest["packages"].get("trajmill", []))
+    contents = (
+        [
+            *(row[key] for key in ("configuration", "source", "functional", "run_type")),
+            f"{row['trajectories']:,}",
+            f"{row['frames']:,}",
+        ]
+        for row in manifest["contents"]
+    )
+    units = (
+        ("energy", "eV per cell, the energy whose gradient the forces are"),
+        ("forces", "eV/A, as computed, no drift removed"),
+        ("stress_tensor", STRESS[manifest["stress_unit"]]),
+        ("lengths", "A; lattice vectors as rows, Cartesian positions"),
     )
     parts = [
         _front_matter(manifest, schema, n_bytes),
         "# Relaxation trajectories from DFT",
-        f"{sum(manifest['frames'].values()):,} frames of relaxation trajectories from {', '.join(sources)}, unified and curated by "
-        f"[trajmill](https://github.com/trajmill/trajmill) {', '.join(manifest['packages'].get('trajmill', []))} "
-        f"(store version {manifest['store_version']}, schema `{manifest['format']}`).",
-        f'```python\nfrom datasets import load_dataset\n\nframes = load_dataset("<this repository or folder>", "{first}", split="train")\n```',
+        f"{sum(manifest['frames'].values()):,} frames from {', '.join(sources)}, unified and curated by trajmill "
+        f"{versions} (store version {manifest['store_version']}, schema `{manifest['format']}`).",
+        HOW_TO_LOAD.format(configuration=next(iter(manifest["frames"]))),
         "## Contents",
-        _table(("configuration", "source", "functional", "run type", "trajectories", "frames"),
-               ([*list(row.values())[:4], f"{row['trajectories']:,}", f"{row['frames']:,}"] for row in manifest["contents"])),
-        "Each row is a frame; the rows of a trajectory follow each other in the order computed. `initial_structures` holds input "
-        "geometries without labels. Energies of different functionals or run types (GGA, GGA+U) do not compare. `e0s.json` holds "
-        "isolated-atom reference energies by least squares, per functional and run type.",
+        _table(("configuration", "source", "functional", "run type", "trajectories", "frames"), contents),
+        ABOUT_ROWS,
         "## Units and conventions",
-        _table(("quantity", "unit and convention"), (
-            ("energy", "eV per cell, the energy whose gradient the forces are"),
-            ("forces", "eV/A, as computed, no drift removed"),
-            ("stress_tensor", stress),
-            ("lengths", "A; lattice vectors as rows, Cartesian positions"),
-        )),
+        _table(("quantity", "unit and convention"), units),
         "## Curation",
-        f"Read: {manifest['read']['records']:,} records, {manifest['read']['frames']:,} frames. What is not here was turned away by a "
-        "rule and counted; a record counts as rejected when no frame of it was kept.",
+        f"Read: {manifest['read']['records']:,} records, {manifest['read']['frames']:,} frames.",
+        ABOUT_RULES,
         _table(("rule", "frames rejected", "records rejected"), _curation(manifest)),
         "## Columns",
         _table(("column", "type", "unit", "meaning"), (_column(f) for f in schema)),
@@ -83,7 +107,7 @@ def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str,
         "\n".join(f"- {ATTRIBUTION.get(s, s)}" for s in sources),
         "Please cite the sources you use:",
         "```bibtex\n" + "\n\n".join(CITATIONS[s] for s in sources if s in CITATIONS) + "\n```",
-    ]  # fmt: skip
+    ]
     return "\n\n".join(parts)
 
 

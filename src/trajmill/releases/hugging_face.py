@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,48 +77,49 @@ def release(
     total = sum(rows for *_, rows in (*files, *inputs))
     if not total:
         raise ReleaseError(f"{store.path}: holds no frames to release")
-    left_out = select(files, inputs, recipe.rules)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        schema, stress_unit = release_schema(recipe)
-        shards = {name: _Shards(partial / name, schema, recipe.release.rows_per_file) for name in CONFIGURATIONS}
-        e0s = ReferenceEnergies()
-        frame_counts: Counter[tuple[str, ...]] = Counter()
-        run_counts: Counter[tuple[str, ...]] = Counter()
-        done = 0
-        for role, listed in (("frame", files), ("input", inputs)):
-            for rows in _rows(listed, left_out):
-                if role == "frame":
-                    e0s.add(rows)
-                for name, part in _by_configuration(rows, role):
-                    shards[name].write(_as_released(part, schema, stress_unit))
-                    for key, (n_frames, n_runs) in _contents(name, part).items():
-                        frame_counts[key] += n_frames
-                        run_counts[key] += n_runs
-                done += len(rows)
-                report(done, total)
-        filled = {name: s for name, s in shards.items() if s.close()}
-        frames = {name: s.rows for name, s in filled.items()}
-        rejected = Counter(dict.fromkeys(left_out["rule"].to_pylist(), 0))
-        for rule, n in zip(left_out["rule"].to_pylist(), left_out["n_frames"].to_pylist(), strict=True):
-            rejected[rule] += n
-        keys = ("configuration", "source", "functional", "run_type")
-        contents = [
-            {**dict(zip(keys, key, strict=True)), "frames": n, "trajectories": run_counts[key]}
-            for key, n in sorted(frame_counts.items())
-        ]
-        manifest = _manifest(store, recipe, stress_unit, frames, contents, rejected)
-        _write(partial / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-        _write(partial / "e0s.json", json.dumps(e0s.solve(), indent=1))
-        _write(partial / "README.md", dataset_card(manifest, schema, {n: s.n_bytes for n, s in filled.items()}))
+        summary = _export(store, partial, recipe, lambda done: report(done, total))
         if out.exists():
             out.rmdir()
         partial.replace(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    return replace(summary, path=out)
+
+
+def _export(store: DeltaStore, out: Path, recipe: Recipe, report: Callable[[int], None]) -> ReleaseSummary:
+    """Write everything of a release into a folder."""
+    files, inputs = store.files("frame"), store.files("input")
+    left_out = select(files, inputs, recipe.rules)
+    schema, stress_unit = release_schema(recipe)
+    shards = {name: _Shards(out / name, schema, recipe.release.rows_per_file) for name in CONFIGURATIONS}
+    e0s = ReferenceEnergies()
+    contents: dict[tuple[str, ...], tuple[int, int]] = {}
+    done = 0
+    for role, listed in (("frame", files), ("input", inputs)):
+        for rows in _rows(listed, left_out):
+            if role == "frame":
+                e0s.add(rows)
+            for name, part in _by_configuration(rows, role):
+                shards[name].write(_as_released(part, schema, stress_unit))
+                for key, (n_frames, n_runs) in _contents(name, part).items():
+                    before = contents.get(key, (0, 0))
+                    contents[key] = before[0] + n_frames, before[1] + n_runs
+            done += len(rows)
+            report(done)
+    filled = {name: s for name, s in shards.items() if s.close()}
+    rejected: Counter[str] = Counter()
+    for rule, n in zip(left_out["rule"].to_pylist(), left_out["n_frames"].to_pylist(), strict=True):
+        rejected[rule] += n
+    frames = {name: s.rows for name, s in filled.items()}
+    manifest = _manifest(store, recipe, stress_unit, frames, contents, rejected)
+    _write(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    _write(out / "e0s.json", json.dumps(e0s.solve(), indent=1))
+    _write(out / "README.md", dataset_card(manifest, schema, {name: s.n_bytes for name, s in filled.items()}))
     return ReleaseSummary(out, frames, dict(rejected))
 
 
@@ -257,11 +258,12 @@ def _manifest(
     recipe: Recipe,
     stress_unit: str,
     frames: dict[str, int],
-    contents: list[dict[str, Any]],
+    contents: dict[tuple[str, ...], tuple[int, int]],
     rejected: Counter[str],
 ) -> dict[str, Any]:
     """Describe the release; nothing in it depends on when or where it was made."""
     balance = sum(store.balances().values(), Balance())
+    keys = ("configuration", "source", "functional", "run_type")
     return {
         "store_version": store.version,
         "format": recipe.release.format,
@@ -269,7 +271,10 @@ def _manifest(
         "packages": store.versions(),
         "rules": recipe.rules.model_dump(mode="json"),
         "frames": frames,
-        "contents": contents,
+        "contents": [
+            {**dict(zip(keys, key, strict=True)), "frames": n_frames, "trajectories": n_runs}
+            for key, (n_frames, n_runs) in sorted(contents.items())
+        ],
         "read": {"records": balance.records, "frames": balance.frames},
         "rejected_at_build": dict(sorted(balance.rejected.items())),
         "records_rejected_at_build": dict(sorted(balance.records_rejected.items())),

@@ -13,6 +13,13 @@ from trajmill import recipe
 RELEASE_RULES = ("duplicate_trajectory", "primary_agreement")
 """In the order they run."""
 
+_ENDS = """
+CREATE TABLE ends (
+    asset VARCHAR, source VARCHAR, trajectory_id VARCHAR, task_id VARCHAR, last_modified VARCHAR, immutable_id VARCHAR,
+    functional VARCHAR, run_type VARCHAR, formula VARCHAR, material_origin BOOLEAN, e DOUBLE
+)
+"""
+
 _DUPLICATES = """
 CREATE TABLE rejected AS
 SELECT asset, trajectory_id, 'duplicate_trajectory' AS rule,
@@ -60,12 +67,9 @@ def select(
     """
     with duckdb.connect() as db:
         db.execute("SET preserve_insertion_order = false")
-        listed = pa.table(
-            {"filename": [str(p) for _, p, _ in (*files, *inputs)], "asset": [a for a, _, _ in (*files, *inputs)]}
-        )
-        db.register("assets", listed)
-        db.execute("CREATE TABLE ends (asset VARCHAR, source VARCHAR, trajectory_id VARCHAR, task_id VARCHAR, last_modified VARCHAR, "
-                   "immutable_id VARCHAR, functional VARCHAR, run_type VARCHAR, formula VARCHAR, material_origin BOOLEAN, e DOUBLE)")  # fmt: skip
+        names = {str(path): asset for asset, path, _ in (*files, *inputs)}
+        db.register("assets", pa.table({"filename": list(names), "asset": list(names.values())}))
+        db.execute(_ENDS)
         for paths, condition in ((files, "is_final"), (inputs, "true")):
             if paths:
                 db.execute(
@@ -77,13 +81,12 @@ def select(
                 )
         db.execute(_DUPLICATES, [rules.duplicate_trajectory.enabled])
         db.execute(_DISAGREEING, [rules.primary_agreement.enabled, rules.primary_agreement.tolerance])
-        every = [str(p) for _, p, _ in (*files, *inputs)]
-        if not every:
+        if not names:
             return db.sql("SELECT *, 0::BIGINT AS n_frames FROM rejected").to_arrow_table()
         return db.sql(
             """SELECT rejected.asset, trajectory_id, rule, detail, count(*) AS n_frames
                FROM read_parquet(?, filename = true, hive_partitioning = false) JOIN assets USING (filename)
                JOIN rejected USING (asset, trajectory_id)
                GROUP BY ALL ORDER BY rejected.asset, trajectory_id""",
-            params=[every],
+            params=[list(names)],
         ).to_arrow_table()

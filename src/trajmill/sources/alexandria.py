@@ -84,14 +84,14 @@ class Alexandria:
         facts = json.dumps([sha256(asset.path), _functional(asset.path), asset.modified])
         return hashlib.sha256(facts.encode()).hexdigest()
 
-    def facts_digest(self, task_ids: Iterable[str]) -> str:
+    def facts_digest(self, task_ids: Iterable[str]) -> str:  # noqa: ARG002
         """Nothing is joined."""
         return ""
 
     def read(self, asset: Asset) -> Iterator[Record]:
         """Stream the ids of a shard; a damaged id costs itself, a truncated file its last id."""
         functional = _functional(asset.path)
-        chunks = read_ahead(lambda: cast("BinaryIO", bz2.open(asset.path)))
+        chunks = read_ahead(lambda: cast("BinaryIO", bz2.open(asset.path)))  # noqa: SIM115 (closed by read_ahead)
         for key, raw, error in split(chunks):
             problem = error
             if not problem:

@@ -43,7 +43,7 @@ def read_ahead(open_file: Callable[[], BinaryIO], chunk: int = 1 << 20, ahead: i
                     put(data)
                     if not data:
                         return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (handed to the reading thread, which raises it)
             put(error)
 
     thread = threading.Thread(target=work, name="read-ahead", daemon=True)

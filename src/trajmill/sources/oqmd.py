@@ -74,7 +74,7 @@ class Oqmd:
         """Digest the dump and the partition's name; a new dump is a new digest of every partition."""
         return hashlib.sha256(f"{self._database().stem}/{asset.part}".encode()).hexdigest()
 
-    def facts_digest(self, task_ids: Iterable[str]) -> str:  # part of the protocol
+    def facts_digest(self, task_ids: Iterable[str]) -> str:  # noqa: ARG002  # part of the protocol
         """Nothing is joined."""
         return ""
 
