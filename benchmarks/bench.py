@@ -240,10 +240,10 @@ def show(results: list[dict[str, Any]]) -> None:
     for r in results:
         if baseline := r.get("baseline"):
             stages = r["stages"]["us_per_frame"]
-            ours = stages["decompress"] + stages["parse"]
+            ours, theirs = stages["decompress"] + stages["parse"], baseline["read_us_per_frame"]
             print(
                 f"\nreading, {r['source']}, {baseline['frames']} frames: {ours:.1f} us per frame; "
-                f"json and pymatgen Structures {baseline['read_us_per_frame']:.1f} us, {baseline['read_us_per_frame'] / ours:.1f} times as much"
+                f"json and pymatgen Structures {theirs:.1f} us, {theirs / ours:.1f} times as much"
             )
 
 
