@@ -66,7 +66,7 @@ ADDED = (
     Column("trajectory_id", STRING, "", "One relaxation run with one functional; stable and unique."),
     Column("task_id", STRING, "", "Identifier of the run exactly as in the raw record."),
     Column("run_type", STRING, "", "GGA, GGA+U, PBEsol, SCAN or r2SCAN; null when unknown. Energies of GGA and GGA+U do not compare."),
-    Column("license", STRING, "", "Licence the source states for the record (MP builder licence)."),
+    Column("license", STRING, "", "Licence of the record: MP's builder licence (BY-C), CC-BY-4.0 for the other sources."),
     Column("is_final", BOOL, "", "Last kept frame of its trajectory."),
     Column("relaxation_converged", BOOL, "", "Whether the last calculation met its force criterion; null when unknown."),
     Column("max_force", FLOAT, "eV/A", "Largest norm of a force on an atom."),

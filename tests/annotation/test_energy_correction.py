@@ -212,7 +212,7 @@ def test_a_cell_pymatgen_cannot_judge():
     t.positions[:] = np.nan
     corrected, reason = energy_corrected(t)
     assert np.isnan(corrected).all()
-    assert reason.startswith("no corrected energy: pymatgen cannot tell")
+    assert reason == "no corrected energy: pymatgen cannot tell the anions' type: positions are not finite"
 
 
 def test_a_key_error_of_pymatgen_is_a_refusal(monkeypatch):

@@ -171,6 +171,7 @@ def test_card(store, tmp_path):
     release(store, tmp_path / "out", load())
     card = (tmp_path / "out/README.md").read_text()
     assert "| compatible_pbe | mp | pbe | GGA | 1 | 5 |" in card
+    assert "| initial_structures | oqmd | pbe | GGA | 1 | 1 |" in card
     assert "| license | 4 | 1 |" in card
     assert "eV/A^3, positive under tension" in card
     for name in ("Materials Project", "Open Quantum Materials Database", "jain2013commentary", "CC BY 4.0"):

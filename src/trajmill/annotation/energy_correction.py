@@ -46,7 +46,7 @@ def _correction(t: Trajectory, frame: int) -> float | str:
     counts = tuple(Counter(t.symbols).items())  # in the order of the sites, which decides the order of summation
     try:
         oxide, sulfide = _anion_types(t, frame)
-    except (ValueError, IndexError) as error:  # no neighbours, a symmetry search that failed
+    except (ValueError, IndexError) as error:  # not finite, no neighbours, a symmetry search that failed
         return f"pymatgen cannot tell the anions' type: {error}"
     return _adjustment(
         counts, t.run_type, tuple((t.hubbard_u or {}).items()), tuple(t.potentials or ()), oxide, sulfide
@@ -54,9 +54,15 @@ def _correction(t: Trajectory, frame: int) -> float | str:
 
 
 def _anion_types(t: Trajectory, frame: int) -> tuple[str, str]:
-    """Return pymatgen's oxide and sulfide type: all that the scheme takes from the geometry."""
+    """Return pymatgen's oxide and sulfide type: all that the scheme takes from the geometry.
+
+    Raises:
+        ValueError, IndexError: the geometry has no answer.
+    """
     if "O" not in t.composition and "S" not in t.composition:
         return "", ""
+    if not np.isfinite(t.positions[frame]).all():  # spglib, which pymatgen calls, ends the process on NaN
+        raise ValueError("positions are not finite")
     from pymatgen.analysis.structure_analyzer import oxide_type, sulfide_type
     from pymatgen.core import Lattice, Structure
 

@@ -246,6 +246,8 @@ class _Shards:
 
 def _contents(configuration: str, rows: pa.Table) -> dict[tuple[str, ...], tuple[int, int]]:
     """Count frames and trajectories (by their final frames) by configuration, source, functional and run type."""
+    if configuration == "initial_structures":  # one frame each, and no final one
+        rows = rows.set_column(rows.schema.names.index("is_final"), "is_final", pa.repeat(True, len(rows)))
     groups = rows.group_by(["source", "functional", "run_type"]).aggregate([("id", "count"), ("is_final", "sum")])
     return {
         (configuration, g["source"], g["functional"], g["run_type"] or "unknown"): (g["id_count"], g["is_final_sum"])

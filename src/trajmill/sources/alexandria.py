@@ -27,6 +27,8 @@ from trajmill.units import stress_from_vasp
 FUNCTIONALS = {"pbesol": "pbesol", "pbe": "pbe"}
 """Functional by what a part of the path begins with; pbesol comes first because pbe begins it."""
 
+LICENSE = "CC-BY-4.0"
+
 KEY = re.compile(rb'"(agm\d+)"\s*:\s*')
 LISTED = re.compile(r'href="([^"/]+)"[^\n]*?</a>\s+(\d{2}-\w{3}-\d{4} \d{2}:\d{2})')
 
@@ -134,6 +136,7 @@ class Alexandria:
             functional=functional,
             run_type=None,
             encut=np.array(encut),
+            license=LICENSE,
             last_modified=asset.modified,
             findings={} if functional else {"unsupported_functional": "no functional in the file's path"},
             faults=faults,

@@ -18,18 +18,21 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake.transaction import AddAction
 
 from trajmill.errors import StoreError
 from trajmill.schema import DATA_MODEL_VERSION, FILE_SCHEMA, STORE_SCHEMA, parquet_options
 from trajmill.stores.base import Balance, Commit, DataFile
+
+if TYPE_CHECKING:
+    from deltalake.transaction import RemoveAction
 
 WORK = "_work"
 """Folder in the store for what sources prepare and for the lock; Delta and its readers pass over it."""
@@ -144,7 +147,7 @@ class DeltaStore:
 
     def commit(self, commit: Commit) -> None:
         """Replace all rows of the asset in one transaction."""
-        adds: list[AddAction | RemoveAction] = [
+        adds: list[AddAction | RemoveAction] = [  # list is invariant: deltalake takes either kind
             AddAction(f.path, f.size, {"role": f.role, "asset": commit.asset}, 0, data_change=True, stats=f.stats)
             for f in commit.files
         ]
@@ -224,7 +227,6 @@ class DeltaWriter:
         self._root = root
         self._folder = f"asset={quote(asset, safe='')}"  # Hive style: Polars reads partition values from there
         self._open: dict[str, tuple[Path, pq.ParquetWriter]] = {}
-        self._statistics: dict[str, dict[str, Any]] = {}
 
     def write(self, role: str, batch: pa.RecordBatch) -> None:
         """Append rows of a role."""
