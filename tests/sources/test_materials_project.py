@@ -147,7 +147,8 @@ def test_of_two_run_types_with_one_functional_the_last_is_the_trajectory(build):
 def test_nelm_is_that_of_the_calculation(build):
     document = doubled()
     first, last = document["calcs_reversed"][1]["input"], document["calcs_reversed"][0]["input"]
-    first["parameters"]["NELM"], first["incar"]["NELM"], last["incar"]["NELM"] = 60, 200, 40
+    first["parameters"]["NELM"], first["incar"]["NELM"], last["incar"]["NELM"] = 200, 60, 40
+    last["parameters"].pop("NELM", None)
     assert one(build(document)).nelm.tolist() == [200] * 7 + [40] * 3
 
 

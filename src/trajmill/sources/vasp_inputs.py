@@ -56,15 +56,17 @@ def read_settings(given: CalculationInput | None, species: Sequence[str] = ()) -
         species: element of each group of sites in POSCAR order, for LDAU lists of a document without POTCARs.
 
     Returns:
-        The settings; NELM, NSW and ISPIN come from the INCAR or the parameters, and are VASP's defaults where an INCAR
-        leaves them out.
+        The settings; NELM comes from the parameters, else the INCAR, NSW and ISPIN from the INCAR, else the parameters.
+        NELM and ISPIN are VASP's defaults where an INCAR leaves them out.
     """
     given = given or CalculationInput()
     tags = merge_tags(given.parameters, given.incar)
     titles = [title for spec in given.potcar_spec or () if isinstance(title := _title(spec), str)]
     symbols = [name for name in given.potcar or () if isinstance(name, str)]
     names = [words[1] for title in titles if len(words := title.split()) > 1]
-    nelm, nsw, ispin = (number(tags, name) for name in ("NELM", "NSW", "ISPIN"))
+    nsw, ispin = (number(tags, name) for name in ("NSW", "ISPIN"))
+    nelm = number(given.parameters or {}, "NELM")  # what VASP used; the INCAR may be older than a restart
+    nelm = number(tags, "NELM") if nelm is None else nelm
     cutoff = number(tags, "ENCUT")
     return Settings(
         run_type=run_type(tags, titles) if tags else None,
