@@ -159,7 +159,8 @@ def test_a_row_without_steps_is_counted(read, change):
 @pytest.mark.parametrize(
     ("tasks", "nelm", "last_modified"),
     [
-        ([task(incar='{"NELM": 40, "ISIF": 3, "IBRION": 2, "NSW": 9}')], 40, "2023-03-11T04:35:31"),
+        ([task(incar='{"NELM": 40, "ISIF": 3, "IBRION": 2, "NSW": 9}', parameters=None)], 40, "2023-03-11T04:35:31"),
+        ([task(parameters='{"NELM": 30}')], 30, "2023-03-11T04:35:31"),
         ([task(incar="{damaged", parameters=None)], -1, "2023-03-11T04:35:31"),
         ([task(incar=None, parameters=None)], -1, "2023-03-11T04:35:31"),
         ([task(input=None, last_updated=None)], -1, None),
@@ -213,7 +214,7 @@ def test_facts_change_the_digest_of_their_task_only(tmp_path):
         source = opened(root, tmp_path / "work")
         return [source.facts_digest([i]) for i in ("aaafgddy", "aaafwugc")]
 
-    before, after = digests(), digests(incar='{"NELM": 40}')
+    before, after = digests(), digests(parameters='{"NELM": 40}')
     assert before[0] != after[0]
     assert before[1] == after[1]
 

@@ -143,7 +143,7 @@ def test_hubbard_u_is_u_minus_j_by_element(given, species, expected):
     ("given", "nelm", "nsw", "encut", "ispin"),
     [
         ({"incar": {"NELM": 200, "NSW": 9, "ENCUT": 520, "ISPIN": 2}}, 200, 9, 520, 2),
-        ({"incar": {"NELM": 200}, "parameters": {"NELM": 60, "ENMAX": 520.0, "ISPIN": 2}}, 200, None, 520, 2),
+        ({"incar": {"NELM": 200}, "parameters": {"NELM": 60, "ENMAX": 520.0, "ISPIN": 2}}, 60, None, 520, 2),
         ({"incar": {"ENCUT": 680}, "parameters": {"NELM": 100, "ENMAX": 680.0}}, 100, None, 680, 1),
         ({"incar": {"ENCUT": 680}}, 60, None, 680, 1),
         ({"incar": {"NELM": float("nan"), "NSW": 1e30, "ENCUT": "x", "ISPIN": [2]}}, 60, None, None, 1),
