@@ -470,6 +470,16 @@ def test_a_licence_flip_changes_the_digest_of_its_tasks_only(build):
     assert before[1] != after[1]
 
 
+def test_a_new_date_alone_rebuilds_nothing(build):
+    """Every database version dates all materials anew."""
+
+    def digest(date):
+        material = {"material_id": "mp-1", "task_ids": ["mp-ffhdk"], "last_updated": date}
+        return build(doubled(), materials=[material]).facts_digest(["mp-ffhdk"])
+
+    assert digest("2024-11-14") == digest("2025-09-25")
+
+
 def test_index_is_built_once_and_anew_when_materials_change(build, tmp_path):
     build(doubled(), materials=[{"material_id": "mp-1", "task_ids": ["mp-ffhdk"]}])
     [first] = (tmp_path / "work").iterdir()

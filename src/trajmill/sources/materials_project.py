@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from gzip import BadGzipFile
 from itertools import chain, groupby
@@ -22,7 +22,7 @@ from trajmill.sources.files import sha256
 from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import Calculation, IonicStep, Material, Outcar, Task, decode_leniently
 from trajmill.sources.mp_ids import canonical_task_id
-from trajmill.sources.mp_materials import Facts, Index, Reader, facts_of
+from trajmill.sources.mp_materials import Facts, MaterialsProjectFolder, Reader, facts_of
 from trajmill.sources.mp_trajectories import (
     SOURCE,
     Frames,
@@ -70,23 +70,8 @@ def open_materials_project(root: Path, options: MaterialsProject) -> MaterialsPr
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaterialsProjectJsonl:
-    """The JSON Lines layout.
-
-    Attributes:
-        root: folder with `tasks/` (any folder whose name starts so, files at any depth) and `materials/`.
-        options: the recipe's section.
-        index: facts of the materials documents, set by `prepare`.
-    """
-
-    root: Path
-    options: MaterialsProject
-    index: Index | None = None
-
-    @property
-    def name(self) -> str:
-        """The value of the column `source`."""
-        return SOURCE
+class MaterialsProjectJsonl(MaterialsProjectFolder):
+    """The JSON Lines layout: folders whose names begin with `tasks` and `materials`, files at any depth below."""
 
     def prepare(self, workspace: Path) -> None:
         """Index the materials documents; see `Source.prepare`.
@@ -97,8 +82,7 @@ class MaterialsProjectJsonl:
         files = _json_lines(self.root, "materials")
         digest = "".join(f"{path.relative_to(self.root)} {sha256(path)}\n" for path in files)
         rows = chain.from_iterable(facts_of(material) for path in files for material in _materials(path))
-        index = Index.build(workspace, "mp-jsonl", digest, {"facts": rows})
-        object.__setattr__(self, "index", index)  # frozen for everyone else: workers get it as it is now
+        self._join(workspace, "mp-jsonl", digest, {"facts": rows})
 
     def assets(self) -> list[Asset]:
         """List the task files; see `Source.assets`."""
@@ -120,20 +104,6 @@ class MaterialsProjectJsonl:
             except DAMAGED as error:
                 detail = f"damaged after line {number}: {error or type(error).__name__}"
                 yield Record(n_frames=0, rejections=(unreadable(asset.name, detail),))
-
-    def raw_digest(self, asset: Asset) -> str:
-        """Return the SHA-256 of the file."""
-        return sha256(asset.path)
-
-    def facts_digest(self, task_ids: Iterable[str]) -> str:
-        """Digest what the materials say about these tasks; see `Source.facts_digest`."""
-        with self._facts() as facts:
-            return facts.digest(["facts"], task_ids)
-
-    def _facts(self) -> Reader:
-        if self.index is None:
-            raise SourceError(f"{self.root}: not prepared; call prepare() first")
-        return self.index.open()
 
     def _record(self, asset: Asset, number: int, line: bytes, facts: Reader) -> Record:
         """Turn one line into one record."""

@@ -22,14 +22,12 @@ import pyarrow.parquet as pq
 
 from trajmill.elements import SYMBOLS
 from trajmill.errors import SourceError
-from trajmill.recipe import MaterialsProject
 from trajmill.sources.base import RELAXATION, Asset, Record
-from trajmill.sources.files import sha256
 from trajmill.sources.mp_arrow import electronic_ends, electronic_steps, frame_array
 from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import Material, salvage
 from trajmill.sources.mp_ids import canonical_task_id
-from trajmill.sources.mp_materials import Index, Reader, facts_of
+from trajmill.sources.mp_materials import MaterialsProjectFolder, Reader, facts_of
 from trajmill.sources.mp_trajectories import (
     SOURCE,
     Frames,
@@ -78,27 +76,13 @@ class RowTypes(msgspec.Struct, frozen=True, gc=False):
 
 _TASK_ROW = msgspec.json.Decoder(TaskRow)
 _ROW_TYPES = msgspec.json.Decoder(RowTypes)
-_TABLES = ("facts", "tasks", "rows")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaterialsProjectDelta:
-    """The Delta Lake layout; folders of plain Parquet files are read too.
+class MaterialsProjectDelta(MaterialsProjectFolder):
+    """The Delta Lake layout: `core/trajectories`, `core/tasks` and `collections/materials`; plain Parquet files too."""
 
-    Attributes:
-        root: folder with `core/trajectories`, `core/tasks` and `collections/materials`.
-        options: the recipe's section.
-        index: facts joined from the other tables, set by `prepare`.
-    """
-
-    root: Path
-    options: MaterialsProject
-    index: Index | None = None
-
-    @property
-    def name(self) -> str:
-        """The value of the column `source`."""
-        return SOURCE
+    lookups = ("tasks", "rows")
 
     def prepare(self, workspace: Path) -> None:
         """Index tasks, materials and the types of all rows; see `Source.prepare`.
@@ -113,8 +97,7 @@ class MaterialsProjectDelta:
             "tasks": (_task(row) for row in rows(tasks, _TASK_COLUMNS + _KPOINTS) if row.get("task_id")),
             "rows": (_row_types(row) for row in rows(trajectories, list(_TYPES), 4096) if row.get("identifier")),
         }
-        index = Index.build(workspace, "mp-delta", "\n".join(digests), tables)
-        object.__setattr__(self, "index", index)  # frozen for everyone else: workers get it as it is now
+        self._join(workspace, "mp-delta", "\n".join(digests), tables)
 
     def assets(self) -> list[Asset]:
         """List the data files of the trajectories table; see `Source.assets`."""
@@ -141,20 +124,6 @@ class MaterialsProjectDelta:
                     raise
                 detail = f"damaged after row {number}: {error}"
                 yield Record(n_frames=0, rejections=(unreadable(asset.name, detail),))
-
-    def raw_digest(self, asset: Asset) -> str:
-        """Return the SHA-256 of the file."""
-        return sha256(asset.path)
-
-    def facts_digest(self, task_ids: Iterable[str]) -> str:
-        """Digest what tasks and materials say about these tasks; see `Source.facts_digest`."""
-        with self._facts() as facts:
-            return facts.digest(_TABLES, task_ids)
-
-    def _facts(self) -> Reader:
-        if self.index is None:
-            raise SourceError(f"{self.root}: not prepared; call prepare() first")
-        return self.index.open()
 
     def _record(
         self, asset: Asset, number: int, cells: dict[str, Any], partition: dict[str, str], facts: Reader

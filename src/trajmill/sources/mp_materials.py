@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import msgspec
 
+from trajmill.errors import SourceError
+from trajmill.recipe import MaterialsProject
+from trajmill.sources.base import Asset
+from trajmill.sources.files import sha256
 from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import Material
 from trajmill.sources.mp_ids import canonical_task_id
@@ -150,14 +155,63 @@ class Reader:
         found = [_FACTS.decode(value) for value in self.values("facts", task)]
         return max(found, key=lambda f: (f.deprecated is None, f.last_updated or "", f.material_id), default=None)
 
-    def digest(self, tables: Iterable[str], task_ids: Iterable[str]) -> str:
-        """Digest the values of these tasks in all these tables."""
+    def digest(self, task_ids: Iterable[str], tables: Iterable[str]) -> str:
+        """Digest the facts of these tasks and their values in further tables.
+
+        The date of a material only chooses among several and is left out: a new database version changes all dates.
+        """
         result = hashlib.sha256()
         for task in sorted({canonical_task_id(task) for task in task_ids}):
-            for table in tables:
-                for value in self.values(table, task):
-                    result.update(b"%s %s %s\n" % (task.encode(), table.encode(), value))
+            facts = self.facts(task)
+            values = [(table, value) for table in tables for value in self.values(table, task)]
+            if facts:
+                values.append(("facts", msgspec.json.encode(msgspec.structs.replace(facts, last_updated=None))))
+            for table, value in values:
+                result.update(b"%s %s %s\n" % (task.encode(), table.encode(), value))
         return result.hexdigest()
 
 
 _FACTS = msgspec.json.Decoder(Facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaterialsProjectFolder:
+    """What both layouts of the Materials Project share: a folder, options, and facts joined by task.
+
+    Attributes:
+        root: the folder.
+        options: the recipe's section.
+        index: what is joined, set by `prepare`.
+    """
+
+    root: Path
+    options: MaterialsProject
+    index: Index | None = None
+
+    lookups: ClassVar[tuple[str, ...]] = ()
+    """Tables of the index that decide rows besides `facts`."""
+
+    @property
+    def name(self) -> str:
+        """The value of the column `source`."""
+        return "mp"
+
+    def raw_digest(self, asset: Asset) -> str:
+        """Return the SHA-256 of the file."""
+        return sha256(asset.path)
+
+    def facts_digest(self, task_ids: Iterable[str]) -> str:
+        """Digest what was joined to these tasks; see `Source.facts_digest`."""
+        with self._facts() as facts:
+            return facts.digest(task_ids, self.lookups)
+
+    def _facts(self) -> Reader:
+        if self.index is None:
+            raise SourceError(f"{self.root}: not prepared; call prepare() first")
+        return self.index.open()
+
+    def _join(
+        self, workspace: Path, name: str, digest: str, tables: Mapping[str, Iterable[tuple[str, msgspec.Struct]]]
+    ) -> None:
+        """Build the index; the source is frozen for everyone else, workers get it as it is now."""
+        object.__setattr__(self, "index", Index.build(workspace, name, digest, tables))
