@@ -158,6 +158,7 @@ def test_interrupted_is_130_and_can_go_on(tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
+    assert "stopping when the running files are done" in err
     assert "stopped before all was done; run the same command again to go on" in out
     again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     built, unchanged = numbers(again.stdout.splitlines()[0])[-2:]

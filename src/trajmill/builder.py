@@ -53,6 +53,9 @@ class Listener:
     def started(self, assets: dict[str, int]) -> None:
         """Told the bytes of every asset once all are listed."""
 
+    def stopping(self) -> None:
+        """Told, maybe often, that nothing new is started after a first Ctrl-C."""
+
     def happened(self, event: Event) -> None:
         """Told whatever the engine tells, after it was acted on."""
 
@@ -82,10 +85,13 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
         # the largest first, so that none is left running alone at the end
         order = sorted(jobs, key=lambda name: (-jobs[name].asset.size, name))
         tasks = [Task(name, build_asset, jobs[name]) for name in order]
-        with closing(LocalEngine(recipe.engine.workers).run(tasks)) as events:
+        engine = LocalEngine(recipe.engine.workers)
+        with closing(engine.run(tasks)) as events:
             for event in events:
                 _act(event, store, summary)
                 listener.happened(event)
+                if engine.draining:
+                    listener.stopping()
     summary.stopped = len(summary.built) + len(summary.unchanged) + len(summary.failed) < len(jobs)
     summary.version = store.version
     return summary

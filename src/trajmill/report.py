@@ -41,6 +41,7 @@ class BuildProgress(Listener):
             transient=True,
         )
         self._task = self._bar.add_task("listing", total=None, done="", frames="")
+        self._stopping = False
         self._sizes: dict[str, int] = {}
         self._finished: dict[str, tuple[int, int]] = {}
         self._running: dict[str, tuple[int, int]] = {}
@@ -62,6 +63,13 @@ class BuildProgress(Listener):
         self._sizes = assets
         self._start = time.monotonic()
         self._bar.reset(self._task, description="building", total=max(1, sum(assets.values())))
+
+    def stopping(self) -> None:
+        """Show it, once; see `Listener.stopping`."""
+        if not self._stopping:
+            self._stopping = True
+            self._bar.update(self._task, description="stopping")
+            self._console.print("stopping when the running files are done; Ctrl-C again stops at once")
 
     def happened(self, event: Event) -> None:
         """Show it; see `Listener.happened`."""
