@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-
 AS_ROOT = [] if os.geteuid() == 0 else ["sudo", "-n"]
 
 
