@@ -13,6 +13,7 @@ from trajmill.inspection import find_rejections
 from trajmill.recipe import load
 
 MP = f"mp.path='{DATA / 'mp/real'}'"
+DOUBLE = f"mp.path='{DATA / 'mp/double'}'"
 DERIVED = f"mp.path='{DATA / 'mp/derived'}'"
 ALEXANDRIA = f"alexandria.path='{DATA / 'alexandria'}'"
 OQMD = f"oqmd.path='{DATA / 'oqmd/qmdb__v1_6__112023.sql.gz'}'"
@@ -49,6 +50,8 @@ def built(tmp_path_factory):
             (212, 79),
             {"task_type": 61, "unsupported_functional": 58, "final_frame_outlier": 9, "electronic_convergence": 5},
         ),
+        # nine double relaxations of VASP, 296 to 400 steps some of them; one starts 1.95 eV/atom uphill
+        ((DOUBLE, KEEP), (9, 9), (1308, 1307), {"energy_window": 1}),
         # CASES.tsv: three ids with Yb; NaN energy, null and ragged force row, final frame without forces; three ids
         # that start far uphill, one of them in two frames; stages that begin with an exact copy of the frame before
         (
@@ -70,7 +73,7 @@ def built(tmp_path_factory):
         # with that rule off the real entry stays, all of it unlike the other sources (ispin 1, low cut-off)
         ((REAL_OQMD, "rules.relaxation_converged.enabled=false"), (1, 1), (3, 3), {}),
     ],
-    ids=["mp-keep", "mp-reject", "mp-derived", "alexandria", "oqmd", "oqmd-6126", "oqmd-6126-kept"],
+    ids=["mp-keep", "mp-reject", "mp-derived", "mp-double", "alexandria", "oqmd", "oqmd-6126", "oqmd-6126-kept"],
 )  # fmt: skip
 def test_counts(built, settings, records, frames, rejected):
     summary, _ = built(*settings)

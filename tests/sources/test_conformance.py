@@ -11,6 +11,7 @@ from trajmill.sources import open_sources
 SAMPLES = {
     "mp-real": ("mp", "mp/real"),
     "mp-derived": ("mp", "mp/derived"),
+    "mp-double": ("mp", "mp/double"),
     "mp-plain": ("mp", "mp/plain"),
     "oqmd": ("oqmd", "oqmd/qmdb__v1_6__112023.sql.gz"),
     "oqmd-6126": ("oqmd", "oqmd/real_entry_6126.sql.gz"),
