@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import contextlib
 import json
+import os
 import platform
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -165,12 +168,34 @@ def decompression(name: str, folder: Path) -> float:
     return time.process_time() - begin
 
 
+class WorkerPeak(threading.Thread):
+    """Watches the peak memory of this process's workers, MB.
+
+    `getrusage` would do, were it not that a child begins with its parent's peak.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        while True:
+            for status in Path("/proc").glob("[0-9]*/status"):
+                with contextlib.suppress(OSError):  # it has ended
+                    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                    if int(fields["PPid"]) == os.getpid() and "VmHWM" in fields:
+                        self.peak = max(self.peak, int(fields["VmHWM"].split()[0]) / 1024)
+            time.sleep(0.5)
+
+
 def measure_build(name: str, folder: Path) -> dict[str, Any]:
     """Run a whole build with one worker."""
     import trajmill
 
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "store"
+        watch = WorkerPeak()
+        watch.start()
         begin, cpu = time.perf_counter(), time.process_time()
         summary = trajmill.build(recipe_of(name, folder, store))
         wall, parent = time.perf_counter() - begin, time.process_time() - cpu
@@ -186,7 +211,7 @@ def measure_build(name: str, folder: Path) -> dict[str, Any]:
         "frames_per_s": round(frames / wall),
         "cpu_us_per_frame": round(1e6 * (worker.ru_utime + worker.ru_stime + parent) / frames, 1),
         "parent_cpu_us_per_frame": round(1e6 * parent / frames, 1),
-        "worker_peak_mb": round(worker.ru_maxrss / 1024),
+        "worker_peak_mb": round(watch.peak),
         "parent_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "bytes_per_frame": round((size + inputs) / max(b.kept, 1), 1),
     }

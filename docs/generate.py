@@ -8,6 +8,7 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a 
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -171,6 +172,35 @@ def configurations() -> str:
     return ", ".join(f"`{name}`" for name in CONFIGURATIONS) + ".\n"
 
 
+def _measured() -> list[dict[str, Any]]:
+    """Read what `make bench` measured last and someone committed."""
+    measured: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "results.json").read_text("utf-8"))["results"]
+    return measured
+
+
+def benchmark_stages() -> str:
+    """Write the cost of each stage."""
+    rows = [r for r in _measured() if "stages" in r]
+    stages = list(rows[0]["stages"]["us_per_frame"])
+    cells = ([*(str(r["stages"]["us_per_frame"][s]) for s in stages), str(r["stages"]["sum"])] for r in rows)
+    heads = ([r["source"], f"{r['stages']['frames']:,}"] for r in rows)
+    return table(("source", "frames", *stages, "sum"), ([*a, *b] for a, b in zip(heads, cells, strict=True)))
+
+
+def benchmark_builds() -> str:
+    """Write what whole builds cost."""
+    head = {
+        "frames": "frames",
+        "frames_per_s": "frames/s",
+        "cpu_us_per_frame": "CPU us per frame",
+        "worker_peak_mb": "peak of the worker, MB",
+        "parent_peak_mb": "peak of the parent, MB",
+        "bytes_per_frame": "bytes per kept frame",
+    }
+    rows = ([r["source"], *(f"{r['build'][key]:,}" for key in head)] for r in _measured())
+    return table(("source", *head.values()), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "columns-published": lambda: columns(schema.PUBLISHED),
     "columns-added": lambda: columns(schema.ADDED),
@@ -181,6 +211,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "differing-elements": differing_elements,
     "input-set": input_set,
     "configurations": configurations,
+    "benchmark-stages": benchmark_stages,
+    "benchmark-builds": benchmark_builds,
     **{f"recipe.{s}": lambda s=s: keys(s) for s in SECTIONS},
     **{f"recipe.rules.{s}": lambda s=s: keys(f"rules.{s}") for s in recipe.Rules.model_fields},
 }

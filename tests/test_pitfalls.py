@@ -33,6 +33,8 @@ PITFALLS = [
     pitfall(3, "a primary task that is rejected takes its material along", """
         releases/test_selection.py::test_lowest_is_primary_and_the_tolerance_is_per_atom
         releases/test_selection.py::test_origin_is_primary_and_both_sides_count
+        releases/test_selection.py::test_a_one_frame_origin_is_primary
+        releases/test_selection.py::test_an_origin_that_was_rejected_takes_nothing_with_it
         releases/test_selection.py::test_a_duplicate_is_no_primary"""),
     pitfall(4, "energies with and without U compared", """
         releases/test_selection.py::test_run_types_functionals_and_materials_are_not_pooled

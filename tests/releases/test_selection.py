@@ -71,6 +71,15 @@ class TestPrimaryAgreement:
         group[1] = make_trajectory("mp-2", energy=-5.9, material_origin=True)
         assert self.names(tmp_path, group) == ["mp-1-pbe"]
 
+    def test_a_one_frame_origin_is_primary(self, tmp_path):
+        group = self.group(-6.0, -5.9)
+        group[1] = make_trajectory("mp-2", energy=-5.9, n_frames=1, material_origin=True)
+        assert self.names(tmp_path, group) == ["mp-1-pbe"]
+
+    def test_an_origin_that_was_rejected_takes_nothing_with_it(self, tmp_path):
+        group = [make_trajectory(f"mp-{i}", energy=e, material_origin=False) for i, e in ((1, -6.0), (2, -5.99))]
+        assert self.names(tmp_path, group) == []
+
     def test_run_types_functionals_and_materials_are_not_pooled(self, tmp_path):
         group = [
             make_trajectory("mp-1", energy=-6.0),

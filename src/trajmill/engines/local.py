@@ -138,6 +138,7 @@ def _start() -> _Worker:
             [sys.executable, "-m", "trajmill.engines.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             start_new_session=True,
+            env={"ARROW_DEFAULT_MEMORY_POOL": "system", **os.environ},  # Arrow's own keeps some 25 MB that it freed
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -110,7 +110,7 @@ class Oqmd:
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         """Open the imported file; many workers may do so at once."""
-        config: DuckDBConfig = {"memory_limit": "200MB", "threads": 1, "temp_directory": ""}
+        config: DuckDBConfig = {"memory_limit": "100MB", "threads": 1, "temp_directory": ""}
         return duckdb.connect(str(self._database()), read_only=True, config=config)
 
 
