@@ -246,3 +246,10 @@ def test_decode_the_published_columns_alone():
 
 def test_decode_nothing():
     assert decode(FILE_SCHEMA.empty_table()) == []
+
+
+def test_damaged_text_does_not_cost_the_ledger_its_row():
+    rejection = Rejection(
+        source="mp", asset="a", rejected_by="readable", detail="\ud800", n_frames=None, task_id="\udfff"
+    )
+    assert encode_rejections([rejection])["rejection_detail"].to_pylist() == ["?"]

@@ -103,6 +103,9 @@ def encode_rejections(rejections: Sequence[Rejection]) -> pa.RecordBatch:
     rows = [{name: getattr(r, name, None) for name in FILE_SCHEMA.names} for r in rejections]
     for row, rejection in zip(rows, rejections, strict=True):
         row["rejection_detail"] = rejection.detail
+        for name, value in row.items():
+            if isinstance(value, str):  # damaged text must not cost the ledger its row
+                row[name] = value.encode("utf-8", "replace").decode()
     return pa.RecordBatch.from_pylist(rows, schema=FILE_SCHEMA)
 
 

@@ -524,3 +524,15 @@ def test_damage_anywhere_in_a_record_costs_nothing_else(tmp_path_factory, place,
     for t in records[1].trajectories:
         rest, rejections = curate(t, load().rules)
         assert records[1].n_frames == (len(rest) if rest else 0) + sum(r.n_frames for r in rejections)
+
+
+def test_a_file_that_cannot_be_read_is_no_damaged_file(tmp_path):
+    """What the disk refuses says nothing about the records: the asset fails and is not committed as a rejection."""
+    source = Alexandria(tmp_path)
+    path = tmp_path / "pbe" / "a.json.bz2"
+    path.parent.mkdir()
+    path.write_bytes(bz2.compress(b"{}"))
+    [asset] = source.assets()
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        list(source.read(asset))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -145,8 +145,6 @@ class Alexandria:
 
     def _with_settings(self, t: Trajectory) -> Trajectory:
         """Infer +U and potentials of PBE runs from MP's input set, which Alexandria follows but does not record."""
-        from dataclasses import replace
-
         if t.functional == "pbesol":
             return replace(t, run_type="PBEsol")
         if t.functional != "pbe" or self.options.settings == "unknown":
@@ -175,6 +173,9 @@ def split(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes, str]]:
     Yields:
         id, JSON text of its runs, and what is wrong with the file there (empty for a good record, the id is empty
         when the fault belongs to no record).
+
+    Raises:
+        OSError: the file could not be read at all, which says nothing about its content.
     """
     buffer = bytearray()
     key: str | None = None
@@ -194,6 +195,8 @@ def split(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes, str]]:
                 searched = begin
             searched = max(begin, len(buffer) - 64)  # a key may lie across two chunks
     except (EOFError, OSError, ValueError) as problem:
+        if getattr(problem, "errno", None):  # the disk's fault, not the file's: to be tried again
+            raise
         error = f"damaged or truncated file: {problem}"
     rest = bytes(buffer[begin:]).rstrip()
     if key is None:
