@@ -33,6 +33,26 @@ def test_store(path):
     assert [problem for _, problem in found.checks] == [""] * 4
 
 
+def test_reasons_are_counted(tmp_path):
+    """What is null for a reason, or was inferred, is counted by its kind."""
+    notes = [
+        ("no corrected energy: Invalid U value of 0.0 for Fe",),
+        ("ends at step 3: step 4 was rejected by targets",),
+    ]
+    notes.append(("ends at step 12: step 14 was rejected by targets",))
+    notes += [
+        (f"no corrected energy: Incompatible POTCAR {{'{a}'}}, expected {{'{b}'}}",) for a, b in ("AB", "CD", "EF")
+    ]
+    runs = [make_trajectory(f"mp-{i}", n_frames=i + 1, notes=n, immutable_id=f"mp-{i}") for i, n in enumerate(notes)]
+    make_store(tmp_path / "store", runs)
+    tables = {title: list(rows) for title, _, rows in inspect_store(tmp_path / "store").tables}
+    assert tables["most frequent notes, N for any number and ... for any set"] == [
+        ("no corrected energy: Incompatible POTCAR ..., expected ...", 3, 15),
+        ("ends at step N: step N was rejected by targets", 2, 5),
+        ("no corrected energy: Invalid U value of N.N for Fe", 1, 1),
+    ]
+
+
 def test_a_lost_file_fails_a_check(path, tmp_path):
     release_path = tmp_path / "out"
     from trajmill.stores.delta import DeltaStore

@@ -41,6 +41,12 @@ SELECT rejected_by, source, count(*), sum(coalesce(n_frames, 0))::BIGINT AS fram
 FROM {rows} GROUP BY ALL ORDER BY frames DESC, rejected_by, source
 """
 
+_NOTES = """
+SELECT regexp_replace(regexp_replace(note, '[{{][^}}]*[}}]', '...', 'g'), '[0-9]+', 'N', 'g') AS kind,
+       count(DISTINCT trajectory_id) AS n, count(*)
+FROM (SELECT trajectory_id, unnest(notes) AS note FROM {rows}) GROUP BY kind ORDER BY n DESC, kind LIMIT 20
+"""
+
 _REASONS = """
 SELECT rejected_by, source, coalesce(trajectory_id, task_id, immutable_id), relaxation_step, n_frames, rejection_detail
 FROM {rows}
@@ -81,6 +87,12 @@ def inspect_store(path: Path) -> Inspection:
         found.tables.append(("unlabelled input geometries", head, _query(_BY_KIND, inputs)))
     rules = _query(_BY_RULE, rejected)
     found.tables.append(("rejected", ("rule", "source", "rejections", "frames"), rules))
+    if notes := _query(_NOTES, frames):
+        found.tables.append(
+            ("most frequent notes, N for any number and ... for any set", ("note", "trajectories", "frames"), notes)
+        )
+    if balance.no_space_group:
+        found.title += f"; no space group found for {balance.no_space_group:,} frames"
     n_frames, n_inputs = (sum(n for *_, n in files) for files in (frames, inputs))
     n_rejected = sum(row[3] for row in rules)
     ids = _query("SELECT count(*) - count(DISTINCT id) FROM {rows}", frames)

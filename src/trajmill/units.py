@@ -29,8 +29,3 @@ def stress_from_vasp(kbar: NDArray[np.float64]) -> NDArray[np.float64]:
         asymmetry = np.abs(kbar - np.swapaxes(kbar, -1, -2)).max(axis=(-1, -2))
     good = asymmetry <= MAX_STRESS_ASYMMETRY_KBAR  # False for NaN and inf too
     return np.where(good[..., None, None], -kbar / KBAR_PER_EV_PER_A3 + 0.0, np.nan)
-
-
-def stress_to_vasp(stress: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert stresses of shape (..., 3, 3) from eV/A^3 (ASE sign) to kBar (VASP sign)."""
-    return -stress * KBAR_PER_EV_PER_A3 + 0.0

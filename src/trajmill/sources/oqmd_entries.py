@@ -81,7 +81,6 @@ class Geometries:
     def __init__(self, structures: pa.Table, atoms: pa.Table) -> None:
         owner, ids = structures["entry_id"].to_pylist(), structures["id"].to_pylist()
         self._row = {key: row for row, key in enumerate(zip(owner, ids, strict=True))}
-        self._ids = ids
         self._natoms = structures["natoms"].to_pylist()
         self._lattice = _columns(structures, "x1 x2 x3 y1 y2 y3 z1 z2 z3").reshape(-1, 3, 3)
         # sxx syy szz sxy syz szx, VASP's own order
