@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- generated: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 UNIT_COLUMNS = ("energy", "energy_corrected", "energy_above_final", "forces", "stress_tensor", "lattice_vectors")
 UNIT_COLUMNS += ("cartesian_site_positions", "magnetic_moments", "encut", "hubbard_u")
-SECTIONS = ("mp", "alexandria", "oqmd", "rules", "annotation", "store", "engine", "release")
+SECTIONS = ("mp", "alexandria", "oqmd", "fetch", "rules", "annotation", "store", "engine", "release")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -201,6 +201,23 @@ def benchmark_builds() -> str:
     return table(("source", *head.values()), rows)
 
 
+def estimates() -> str:
+    """Write what a million frames, and as many as were published, take to build at the measured rates."""
+    largest = {r["source"]: r["build"] for r in _measured()}  # corpora grow
+    rows = []
+    for name, millions in (*((source, 1) for source in largest), ("alexandria", 120)):
+        cpu = millions * largest[name]["cpu_us_per_frame"] / 3600
+        gigabytes = millions * largest[name]["bytes_per_frame"] / 1000
+        times = (_hours(cpu / workers) for workers in (1, 2, 12))
+        rows.append((name, f"{millions:,} million", *times, f"{gigabytes:.2g} GB"))
+    head = ("source", "frames read", "CPU time", "2 workers", "12 workers", "store, if all are kept")
+    return table(head, rows)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "columns-published": lambda: columns(schema.PUBLISHED),
     "columns-added": lambda: columns(schema.ADDED),
@@ -213,6 +230,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "configurations": configurations,
     "benchmark-stages": benchmark_stages,
     "benchmark-builds": benchmark_builds,
+    "estimates": estimates,
     **{f"recipe.{s}": lambda s=s: keys(s) for s in SECTIONS},
     **{f"recipe.rules.{s}": lambda s=s: keys(f"rules.{s}") for s in recipe.Rules.model_fields},
 }

@@ -19,7 +19,7 @@ from trajmill import pipeline
 from trajmill.errors import SourceError, StoreError, TrajmillError
 from trajmill.recipe import load
 from trajmill.sources.base import Asset, Record, Rejection
-from trajmill.sources.files import sha256
+from trajmill.raw import sha256
 from trajmill.trajectory import Trajectory
 
 # --- records -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""Trajectories made by hand for tests."""
+"""Trajectories made by hand for tests, and what stores hold."""
 
 from pathlib import Path
 
 import numpy as np
 
 from trajmill.elements import NUMBERS
+from trajmill.stores.delta import DeltaStore
 from trajmill.trajectory import Trajectory
 
 DATA = Path(__file__).parent / "data"
@@ -44,3 +45,13 @@ def ints(*values):
 
 def floats(*values):
     return np.array(values, np.float64)
+
+
+def content(store):
+    """Bytes of the files a store's table names, by their place; a name follows from content."""
+    table = DeltaStore(store)
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for role in ("frame", "input", "rejection")
+        for _, path, _ in table.files(role)
+    }

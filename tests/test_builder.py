@@ -17,9 +17,11 @@ import chores
 import disks
 import fakes
 import trajmill.builder
+from making import content
 from trajmill.builder import Listener, build
 from trajmill.engines.base import Done, Lost
 from trajmill.errors import RecipeError, SourceError, StoreError
+from trajmill.raw import RawFile, RawManifest
 from trajmill.stores.delta import DeltaStore
 
 NAMES = ["mp/a.raw", "mp/b.raw", "mp/c.raw", "mp/d.raw"]
@@ -50,16 +52,6 @@ def raw(tmp_path):
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
-
-
-def content(store):
-    """Bytes of the files the table names, by their place."""
-    table = DeltaStore(store)
-    return {
-        path.relative_to(store).as_posix(): path.read_bytes()
-        for role in ("frame", "input", "rejection")
-        for _, path, _ in table.files(role)
-    }
 
 
 def rows(store, role="frame", asset=None):
@@ -299,6 +291,53 @@ def test_a_vanished_asset_is_reported_and_kept(raw, store, build_here, first):
     summary = build_here()
     assert summary.vanished == ["mp/d.raw"]
     assert content(store) == first
+
+
+def manifest(raw, names, **dropped):
+    """Write the raw manifest that a fetch would leave."""
+    files = {
+        name: RawFile(
+            path=name, uri="", remote={}, modified=None, size=0, mtime_ns=0, sha256=name, fetched_at="", part_of="set"
+        )
+        for name in names
+    }
+    RawManifest(source="mp", version={"set": "2"}, files=files, dropped=dropped).save(raw)
+    return [f"mp.path={json.dumps(str(raw))}"]
+
+
+def test_rows_of_replaced_raw_files_go_when_all_else_is_done(raw, store, build_here, first):
+    """The assets of a set's older version, be they the file or parts of it."""
+    (raw / "d.raw").unlink()
+    (raw / "c.raw").unlink()
+    settings = manifest(raw, ["a.raw", "b.raw"], **{"d.raw": "superseded", "c.ra": "superseded"})
+    fakes.write_raw(raw, "b", seed=1, error="this file is cursed")
+    summary = build_here(*settings)
+    assert (list(summary.failed), summary.dropped, summary.vanished) == (["mp/b.raw"], [], ["mp/c.raw"])
+    assert DeltaStore(store).assets() == NAMES
+    assert DeltaStore(store).upstream() == {}, "the version moved before all was committed"
+    fakes.write_raw(raw, "b", seed=1, records=11)
+    summary = build_here(*settings)
+    assert (summary.dropped, summary.vanished) == (["mp/d.raw"], ["mp/c.raw"])
+    assert DeltaStore(store).assets() == NAMES[:3]
+    assert DeltaStore(store).upstream() == {"mp": {"version": {"set": "2"}, "digest": RawManifest.load(raw).digest}}
+    version = summary.version
+    assert build_here(*settings).version == version
+
+
+def test_rows_of_a_file_that_came_back_are_built_again(raw, store, build_here, first):
+    text = (raw / "d.raw").read_text()
+    (raw / "d.raw").unlink()
+    assert build_here(*manifest(raw, ["a.raw"], **{"d.raw": "pruned"})).dropped == ["mp/d.raw"]
+    (raw / "d.raw").write_text(text)
+    assert list(build_here(*manifest(raw, ["a.raw", "d.raw"])).built) == ["mp/d.raw"]
+    assert content(store) == first
+
+
+def test_parts_of_a_replaced_dump_go_with_it(store):
+    """Assets of a large file are its partitions."""
+    raw = {"oqmd": RawManifest(source="oqmd", dropped={"qmdb__v1_6.sql.gz": "superseded"})}
+    assert trajmill.builder._is_outdated("oqmd/qmdb__v1_6.sql.gz/entries-000000000", raw)
+    assert not trajmill.builder._is_outdated("oqmd/qmdb__v1_6.sql.gz2/entries-000000000", raw)
 
 
 def test_a_renamed_folder_changes_nothing(raw, store, tmp_path, build_here, first, monkeypatch):

@@ -4,8 +4,8 @@ import sys
 import pytest
 
 HEAVY = {
-    "ase", "dask", "datasets", "deltalake", "duckdb", "matplotlib", "moyopy", "numba", "pandas", "polars", "pyarrow",
-    "pymatgen", "scipy", "spglib", "torch",
+    "ase", "dask", "datasets", "deltalake", "duckdb", "fsspec", "httpx2", "huggingface_hub", "matplotlib", "moyopy",
+    "numba", "obstore", "pandas", "polars", "pyarrow", "pymatgen", "scipy", "spglib", "torch",
 }  # fmt: skip
 CODE = """
 import sys
@@ -28,7 +28,8 @@ def imported(module, cwd):
 
 
 @pytest.mark.parametrize(
-    "module", ["trajmill", "trajmill.cli", "trajmill.recipe", "trajmill.trajectory", "trajmill.errors"]
+    "module",
+    ["trajmill", *map("trajmill.{}".format, "cli recipe trajectory errors raw fetcher remotes.s3".split())],
 )
 def test_nothing_heavy(module, tmp_path):
     pytest.importorskip(module)

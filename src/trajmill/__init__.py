@@ -8,19 +8,23 @@ if TYPE_CHECKING:
     from trajmill.builder import build
     from trajmill.dataset import Dataset
     from trajmill.dataset import Dataset as open  # noqa: A004, N813 (trajmill.open, as gzip.open)
+    from trajmill.fetcher import fetch
     from trajmill.recipe import load as load_recipe
     from trajmill.releases.hugging_face import release
     from trajmill.trajectory import Trajectory
+    from trajmill.updater import update
 
-__all__ = ["Dataset", "Trajectory", "build", "load_recipe", "open", "release"]
+__all__ = ["Dataset", "Trajectory", "build", "fetch", "load_recipe", "open", "release", "update"]
 
 _WHERE = {
     "Dataset": ("trajmill.dataset", "Dataset"),
     "Trajectory": ("trajmill.trajectory", "Trajectory"),
     "build": ("trajmill.builder", "build"),
+    "fetch": ("trajmill.fetcher", "fetch"),
     "load_recipe": ("trajmill.recipe", "load"),
     "open": ("trajmill.dataset", "Dataset"),
     "release": ("trajmill.releases.hugging_face", "release"),
+    "update": ("trajmill.updater", "update"),
 }
 
 

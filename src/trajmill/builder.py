@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from trajmill.engines.base import Done, Event, Failed, Task
 from trajmill.engines.local import LocalEngine
 from trajmill.errors import RecipeError, SourceError, StoreError
 from trajmill.pipeline import Job, Unchanged, build_asset
+from trajmill.raw import RawManifest
 from trajmill.recipe import Recipe
 from trajmill.sources import open_sources
 from trajmill.sources.base import Source
@@ -28,6 +29,7 @@ class BuildSummary:
         unchanged: assets that were up to date.
         failed: why an asset could not be built, by asset.
         vanished: assets of the store that the sources no longer list; their rows were kept.
+        dropped: assets whose raw files are current no more, as their raw manifest says; their rows were removed.
         stopped: whether it was told to stop before all assets were done.
     """
 
@@ -36,6 +38,7 @@ class BuildSummary:
     unchanged: list[str] = field(default_factory=list)
     failed: dict[str, Failed] = field(default_factory=dict)
     vanished: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
     stopped: bool = False
 
     @property
@@ -80,8 +83,10 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
     summary = BuildSummary()
     with store.locked():
         jobs = _jobs(recipe, sources, store.path, listener)
-        names = {source.name for source in sources}
-        summary.vanished = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in names]
+        raw = {source.name: _manifest(recipe, source.name) for source in sources}
+        gone = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in raw]
+        outdated = [asset for asset in gone if _is_outdated(asset, raw)]
+        summary.vanished = [asset for asset in gone if asset not in outdated]
         # the largest first, so that none is left running alone at the end
         order = sorted(jobs, key=lambda name: (-jobs[name].asset.size, name))
         tasks = [Task(name, build_asset, jobs[name]) for name in order]
@@ -92,7 +97,13 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
                 listener.happened(event)
                 if engine.draining:
                     listener.stopping()
-    summary.stopped = len(summary.built) + len(summary.unchanged) + len(summary.failed) < len(jobs)
+        summary.stopped = len(summary.built) + len(summary.unchanged) + len(summary.failed) < len(jobs)
+        if not (summary.stopped or summary.failed):  # only now is there something in their place
+            for asset in outdated:
+                store.drop(asset)
+                summary.dropped.append(asset)
+            known = {name: {"version": dict(m.version), "digest": m.digest} for name, m in raw.items() if m}
+            store.note_upstream(store.upstream() | known)
     summary.version = store.version
     return summary
 
@@ -109,6 +120,19 @@ def _jobs(recipe: Recipe, sources: Iterable[Source], store: Path, listener: List
             jobs[asset.name] = Job(source, asset, recipe, store)
     listener.started({name: job.asset.size for name, job in jobs.items()})
     return jobs
+
+
+def _manifest(recipe: Recipe, source: str) -> RawManifest | None:
+    """Return the raw manifest of the folder a source reads, None where it has none."""
+    path: Path | None = getattr(recipe, source).path
+    return RawManifest.load(path if path.is_dir() else path.parent) if path else None
+
+
+def _is_outdated(asset: str, raw: Mapping[str, RawManifest | None]) -> bool:
+    """Tell whether an asset's raw file was replaced by a newer version of its set, or pruned."""
+    source, _, path = asset.partition("/")
+    manifest = raw[source]
+    return manifest is not None and any(path == gone or path.startswith(f"{gone}/") for gone in manifest.dropped)
 
 
 def _act(event: Event, store: DeltaStore, summary: BuildSummary) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from trajmill.errors import TrajmillError
-from trajmill.recipe import BUILT_IN, Recipe, load, to_toml
+from trajmill.errors import RecipeError, TrajmillError
+from trajmill.recipe import BUILT_IN, SOURCES, Recipe, load, to_toml
 
 app = typer.Typer(
     name="trajmill", help="Raw DFT relaxation data in, one clean dataset of trajectories out.", no_args_is_help=True,
@@ -60,6 +60,73 @@ def build(
 
 
 @app.command()
+def fetch(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="mp, alexandria, oqmd; several may be given.")
+    ],
+    dest: Annotated[Path | None, typer.Option(help="Folder with a folder per source; default raw.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="TOML file or built-in recipe: addresses, paths.")] = None,
+    layout: Annotated[str | None, typer.Option(help="mp: delta (active tables) or jsonl.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete what upstream no longer has.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Fetch raw files that are new or changed since the last time.
+
+    Can be stopped at any moment: run again to go on where it was.
+    """
+    from trajmill.fetcher import fetch as run
+    from trajmill.report import FetchProgress, print_fetch
+
+    chosen = _recipe(recipe, settings, {"fetch.mp.layout": layout})
+    places = _places(chosen, sources, dest, Path("raw"))
+    failed = False
+    for source, root in places.items():
+        with FetchProgress() as progress:
+            summary = run(source, root, chosen, dry_run=dry_run, prune=prune, listener=progress)
+        print_fetch(summary, dry_run=dry_run)
+        failed |= bool(summary.failed)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def update(
+    recipe: Annotated[str | None, typer.Argument(help="TOML file or built-in recipe; default lemat-traj.")] = None,
+    sources: Annotated[
+        list[str] | None, typer.Option("--source", help="mp, alexandria or oqmd; may be repeated; default all.")
+    ] = None,
+    raw: Annotated[Path | None, typer.Option(help="Folder with a folder per source, for those without a path.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the store to fill.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; 0 takes one per core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete what upstream no longer has, and its rows.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Fetch what is new or changed upstream, and build that and nothing else.
+
+    Without --raw, the sources that the recipe gives a path are updated.
+    """
+    from trajmill.report import BuildProgress, FetchProgress, print_fetch, print_summary
+    from trajmill.updater import update as run
+
+    chosen = _recipe(recipe, settings, {"store.path": out, "engine.workers": workers})
+    wanted = sources or [name for name in SOURCES if raw or getattr(chosen, name).path]
+    places = _places(chosen, wanted, None, raw)
+    chosen = chosen.with_paths({name: places.get(name) for name in SOURCES})
+    with FetchProgress() as fetching, BuildProgress() as building:
+        summary = run(chosen, dry_run=dry_run, prune=prune, fetching=fetching, building=building)
+    for fetched in summary.fetched:
+        print_fetch(fetched, dry_run=dry_run)
+    if summary.built:
+        print_summary(summary.built, chosen.store.path)
+        if summary.built.stopped:
+            raise typer.Exit(130)
+    if any(fetched.failed for fetched in summary.fetched) or (summary.built and summary.built.failed):
+        raise typer.Exit(1)
+
+
+@app.command()
 def release(
     store: StoreFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
@@ -82,6 +149,27 @@ def release(
     with RowProgress("release") as progress:
         summary = run(DeltaStore(store, version=version), out, chosen, report=progress.update)
     print_release(summary)
+
+
+@app.command()
+def push(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of a release.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="Dataset NAMESPACE/NAME of the Hub, or ./folder, s3://bucket/path.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Hub: make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Hub: branch to commit to; made when it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Hub: open a pull request.")] = False,
+) -> None:
+    """Publish a release, in one commit, and verify it. Run again after a failure: what arrived is not sent again."""
+    from trajmill.releases.push import push as run
+    from trajmill.report import ByteProgress, print_push
+
+    with ByteProgress() as progress:
+        summary = run(
+            release, target, private=private, revision=revision, create_pr=create_pr, progress=progress.update
+        )
+    print_push(summary)
 
 
 @app.command()
@@ -114,6 +202,24 @@ def show_recipe(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BU
     if name not in BUILT_IN:
         raise typer.BadParameter(f"no recipe {name}; there are: {', '.join(BUILT_IN)}")
     sys.stdout.write(to_toml(BUILT_IN[name]))
+
+
+def _places(recipe: Recipe, sources: list[str], dest: Path | None, default: Path | None) -> dict[str, Path]:
+    """Return the raw folder of each source: below `dest`, else as the recipe says, else below `default`."""
+    places: dict[str, Path] = {}
+    for name in sources:
+        if name not in SOURCES:
+            raise RecipeError(f"no source {name}; there are: {', '.join(SOURCES)}")
+        path = getattr(recipe, name).path
+        if dest is not None or path is None:
+            folder = dest or default
+            if folder is None:
+                raise RecipeError(
+                    f"{name}.path: say where its raw files are to be (--raw, or [{name}] path in the recipe)"
+                )
+            path = folder / name
+        places[name] = path
+    return places
 
 
 def _recipe(name: str | None, settings: list[str] | None, flags: dict[str, Any]) -> Recipe:

@@ -22,8 +22,36 @@ class StoreError(TrajmillError):
     """The store cannot be opened, read or written."""
 
 
+class FetchError(TrajmillError):
+    """Raw files could not be fetched. What had arrived stays; running the same command again goes on from there."""
+
+
+class RemoteNotFoundError(FetchError):
+    """There is nothing at this address: it moved, or an endpoint of the recipe is wrong."""
+
+
+class RemoteRefusedError(FetchError):
+    """The server will not hand this out (401, 403 and other refusals); asking again would not help."""
+
+
+class RemoteContentError(FetchError):
+    """What the server sends is not what it announced: other length or checksum, a web page in place of data."""
+
+
+class RemoteUnavailableError(FetchError):
+    """The server did not answer, or too slowly, however often it was asked; other files would fare no better."""
+
+
+class DiskSpaceError(FetchError):
+    """The disk cannot hold what is to be fetched."""
+
+
 class ReleaseError(TrajmillError):
     """A release cannot be written or read."""
+
+
+class PublishError(TrajmillError):
+    """A release could not be pushed: refused, in conflict with another commit, or not the same at the other end."""
 
 
 class BalanceError(TrajmillError):

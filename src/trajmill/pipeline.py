@@ -64,7 +64,8 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
     """
     store = DeltaStore(job.store)
     name, source = job.asset.name, job.source
-    parts = [source.raw_digest(job.asset), job.recipe.content_digest(source.name), str(DATA_MODEL_VERSION), name]
+    raw = source.raw_digest(job.asset)
+    parts = [raw, job.recipe.content_digest(source.name), str(DATA_MODEL_VERSION), name]
     # facts are looked up for the records the asset had; the raw digest vouches that it has the same ones now
     if store.committed(name, fingerprint(*parts, source.facts_digest(store.task_ids(name)))):
         return Unchanged(name)
@@ -86,7 +87,7 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
     finally:
         if collecting:
             gc.enable()
-    return Commit(name, digest, files, mill.balance, package_versions())
+    return Commit(name, digest, files, mill.balance, package_versions(), raw)
 
 
 @dataclass

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trajmill.errors import RecipeError
+
+SOURCES = ("mp", "alexandria", "oqmd")
+"""Names of the sources, and of their sections."""
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -51,13 +54,64 @@ class Alexandria(_Section):
 class Oqmd(_Section):
     """OQMD."""
 
-    path: Path | None = Field(None, description="the SQL dump, `qmdb__v1_8__022026.sql.gz`")
+    path: Path | None = Field(
+        None, description="the SQL dump, `qmdb__v1_8__022026.sql.gz`, or a folder of which the newest dump is taken"
+    )
     stress: Literal["null", "kbar"] = Field(
         "null", description="null, or take the stored numbers as kBar with VASP's sign"
     )
     initial_structures: bool = Field(
         True, description="keep the unlabelled first geometries (role `input`); else `targets` rejects them"
     )
+
+
+class FetchMaterialsProject(_Section):
+    """Where the Materials Project publishes: public S3 buckets, read anonymously."""
+
+    layout: Literal["delta", "jsonl"] = Field(
+        "delta", description="the active Delta Lake tables, or the JSON Lines files they replaced in 2026"
+    )
+    endpoint: str = Field("https://s3.us-east-1.amazonaws.com", description="S3 endpoint, path-style addresses")
+    region: str = Field("us-east-1", description="region of the buckets")
+    parsed: str = Field("materialsproject-parsed", description="bucket of tasks and trajectories")
+    build: str = Field("materialsproject-build", description="bucket of built collections, such as materials")
+    run_types: tuple[str, ...] = Field(
+        ("GGA", "GGA+U", "PBE", "PBE+U", "PBEsol", "SCAN", "r2SCAN"),
+        description="delta: run types whose arrays are copied; rows of others keep what identifies and counts them",
+    )
+
+
+class FetchAlexandria(_Section):
+    """Where Alexandria publishes: nginx listing pages."""
+
+    url: str = Field("https://alexandria.icams.rub.de/data/", description="the page that lists all data")
+    layout: Literal["new", "old"] = Field(
+        "new", description="new: `geo_opt_paths/DATE/pbe/`, the newest date of each; old: `pbe/geo_opt_paths/`"
+    )
+    sets: tuple[Literal["pbe", "pbesol", "pbe_2d", "pbe_1d"], ...] = Field(
+        ("pbe", "pbesol"), description="which sets of paths; pbe_2d and pbe_1d have vacuum in the cell"
+    )
+
+
+class FetchOqmd(_Section):
+    """Where OQMD publishes."""
+
+    url: str = Field("https://oqmd.org/download/", description="the download page; the newest version is taken")
+
+
+class Fetch(_Section):
+    """How raw files are fetched; where from stands in the sections below."""
+
+    connections: Annotated[int, Field(ge=1, le=32)] = Field(4, description="files at a time")
+    retries: Annotated[int, Field(ge=0)] = Field(8, description="times a request is repeated that gets nowhere")
+    timeout: Positive = Field(60.0, description="s without an answer until a request is repeated")
+    min_rate: Annotated[float, Field(ge=0)] = Field(
+        1000.0, description="bytes/s over `timeout`; a slower download is started again where it was"
+    )
+    max_wait: Positive = Field(600.0, description="s, the longest wait a server may ask for (Retry-After)")
+    mp: FetchMaterialsProject = FetchMaterialsProject()
+    alexandria: FetchAlexandria = FetchAlexandria()
+    oqmd: FetchOqmd = FetchOqmd()
 
 
 class Rule(_Section):
@@ -175,11 +229,17 @@ class Recipe(_Section):
     mp: MaterialsProject = MaterialsProject()
     alexandria: Alexandria = Alexandria()
     oqmd: Oqmd = Oqmd()
+    fetch: Fetch = Fetch()
     rules: Rules = Rules()
     annotation: Annotation = Annotation()
     store: Store = Store()
     engine: Engine = Engine()
     release: Release = Release()
+
+    def with_paths(self, paths: Mapping[str, Path | None]) -> Recipe:
+        """Return the recipe with these paths of sources; a source whose path is None is left out of it."""
+        sections = {name: getattr(self, name).model_copy(update={"path": path}) for name, path in paths.items()}
+        return self.model_copy(update=sections)
 
     def content_digest(self, source: str) -> str:
         """Digest everything that decides what a source's rows are: its options, the frame rules, the annotations.

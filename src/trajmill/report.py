@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from trajmill.builder import BuildSummary, Listener
 from trajmill.engines.base import Done, Event, Failed, Lost
 from trajmill.engines.base import Progress as TaskProgress
+from trajmill.fetcher import FetchListener, FetchSummary
 
 if TYPE_CHECKING:
     from trajmill.releases.hugging_face import ReleaseSummary
+    from trajmill.releases.shipment import PushSummary
 
 PLAIN_EVERY = 30.0
 """Seconds between lines of progress when the output is no terminal."""
+
+SHOWN = 20
+"""Paths that are listed one by one."""
 
 
 class BuildProgress(Listener):
@@ -48,7 +65,6 @@ class BuildProgress(Listener):
         self._start = self._said = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,6 +72,7 @@ class BuildProgress(Listener):
 
     def preparing(self, source: str) -> None:
         """Show it; see `Listener.preparing`."""
+        self._bar.start()
         self._bar.update(self._task, description=f"preparing {source}")
 
     def started(self, assets: dict[str, int]) -> None:
@@ -105,6 +122,69 @@ class BuildProgress(Listener):
             self._console.print(f"{done}, {rate}", soft_wrap=True)
 
 
+class FetchProgress(FetchListener):
+    """Shows a fetch: bytes, speed, time left on a terminal, a line now and then elsewhere. Goes to standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._live = self._console.is_terminal
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[files]}"), console=self._console, disable=not self._live,
+            transient=True,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+        self._lock = threading.Lock()
+        self._files = self._done = self._total = self._bytes = 0
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def ended(self) -> None:
+        """Show nothing more; see `FetchListener.ended`."""
+        self._bar.stop()
+
+    def listing(self, source: str) -> None:
+        """Show it; see `FetchListener.listing`."""
+        self._bar.start()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._files = self._done = self._total = self._bytes = 0
+        self._task = self._bar.add_task(f"listing {source}", total=None, files="")
+
+    def planned(self, source: str, n_files: int, n_bytes: int) -> None:
+        """Show it; see `FetchListener.planned`."""
+        self._files, self._total = self._files + n_files, self._total + n_bytes
+        self._show(description=f"fetching {source}", total=self._total)
+
+    def advanced(self, n_bytes: int) -> None:
+        """Show it; see `FetchListener.advanced`."""
+        with self._lock:
+            self._bytes += n_bytes
+            self._show(completed=self._bytes)
+            if not self._live and time.monotonic() - self._said >= PLAIN_EVERY:
+                self._said = time.monotonic()
+                done, total = decimal(self._bytes), decimal(self._total)
+                self._console.print(f"{self._done}/{self._files} files, {done} of {total}", soft_wrap=True)
+
+    def finished(self, path: str, n_bytes: int) -> None:  # noqa: ARG002 (the bytes came one by one)
+        """Show it; see `FetchListener.finished`."""
+        self._done += 1
+        self._show(files=f"{self._done}/{self._files} files")
+
+    def noted(self, text: str) -> None:
+        """Show it; see `FetchListener.noted`."""
+        self._console.print(text, style="yellow", soft_wrap=True)
+
+    def _show(self, **fields: Any) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, **fields)
+
+
 class RowProgress:
     """Shows rows done of all rows on a terminal, nothing elsewhere. Goes to standard error."""
 
@@ -126,6 +206,35 @@ class RowProgress:
     def update(self, done: int, total: int) -> None:
         """Show how far it is."""
         self._bar.update(self._task, completed=done, total=total)
+
+
+class ByteProgress:
+    """Shows bytes done of all bytes on a terminal, nothing elsewhere. Goes to standard error."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None)
+        self._what = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Show how far it is; when all is done the line is free for others, such as huggingface_hub's bars."""
+        if what != self._what:
+            self._what = what
+            self._bar.reset(self._task, description=what, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done)
+        if done >= total:
+            self._bar.stop()
 
 
 def _print(*lines: object) -> None:
@@ -155,6 +264,8 @@ def print_summary(summary: BuildSummary, store: object) -> None:
         _print(f"records {b.records:,} = {b.records_kept:,} kept + {b.records_rejected.total():,} rejected")
         _print(f"frames  {b.frames:,} = {b.kept:,} kept + {b.rejected.total():,} rejected")
         _print(_rules(b.rejected, b.records_rejected))
+    if summary.dropped:
+        _print(f"{len(summary.dropped)} assets whose raw files were replaced or pruned were removed")
     if summary.vanished:
         _print(f"{len(summary.vanished)} assets of the store are not among these raw files; their rows were kept:")
         _print(*(f"  {name}" for name in summary.vanished))
@@ -162,6 +273,31 @@ def print_summary(summary: BuildSummary, store: object) -> None:
         _print(f"failed: {name}: {failure.reason}")
     if summary.stopped:
         _print("stopped before all was done; run the same command again to go on")
+
+
+def print_fetch(summary: FetchSummary, *, dry_run: bool = False) -> None:
+    """Say what a fetch did, or would do."""
+    s = summary
+    amount = f"{'at most ' if s.at_most else ''}{decimal(s.n_bytes)}"
+    counts = f"{len(s.new):,} new, {len(s.changed):,} changed, {len(s.unchanged):,} unchanged files"
+    _print(f"{s.root}: {s.source} ({s.layout}): {counts}; {amount}{' to fetch' if dry_run else ''}")
+    if s.version:
+        _print("upstream: " + ", ".join(f"{part} {version}" for part, version in sorted(s.version.items())))
+    if dry_run:
+        room = "the disk can hold that" if s.fits else "TOO LITTLE"
+        _print(f"{decimal(s.free)} free: {room}")
+    for word, paths in (
+        ("no longer upstream, kept (--prune deletes them)", s.vanished),
+        ("replaced by a newer version, no longer read", s.superseded),
+        ("deleted", s.pruned),
+    ):
+        if paths:
+            _print(f"{len(paths):,} files {word}:")
+            _print(*(f"  {path}" for path in paths[:SHOWN]), *(["  ..."] if len(paths) > SHOWN else []))
+    for path, reason in sorted(s.failed.items()):
+        _print(f"failed: {path}: {reason}")
+    if s.failed:
+        _print(f"{len(s.failed):,} files could not be fetched; run the same command again to go on")
 
 
 def _rules(frames: Counter[str], records: Counter[str]) -> Table:
@@ -175,6 +311,17 @@ def print_release(summary: ReleaseSummary) -> None:
     _print(_table("configurations", ("configuration", "frames"), summary.frames.items()))
     if summary.rejected:
         _print(_table("left out at release", ("rule", "frames"), summary.rejected.items()))
+
+
+def print_push(summary: PushSummary) -> None:
+    """Say what a push did."""
+    if not summary.uploaded and not summary.deleted:
+        _print(f"{summary.target}: nothing to do, {len(summary.unchanged)} files are there already")
+        return
+    sent = f"{len(summary.uploaded)} files ({summary.n_bytes:,} bytes) new or changed"
+    _print(f"{summary.target}: {sent}, {len(summary.unchanged)} unchanged, {len(summary.deleted)} deleted; verified")
+    if summary.url:
+        _print(summary.url)
 
 
 def print_info(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -260,7 +261,7 @@ def test_a_damaged_file_is_one_rejection(tmp_path, damage):
 
 def test_damaged_tables_are_errors(tmp_path):
     root = write_tables(tmp_path / "mp")
-    [file], _ = data_files(root / "core" / "tasks")
+    [file], _ = data_files(root, Path("core", "tasks"))
     file.path.write_bytes(b"<html>")
     with pytest.raises(SourceError, match="damaged"):
         opened(root, tmp_path / "work")

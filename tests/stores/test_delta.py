@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -44,7 +45,7 @@ def write(store, asset, label="", *, frames=("t-1",), rejections=("r-1",), n_fra
         writer.write("rejection", encode_rejections([fakes.unreadable(r, asset=asset) for r in rejections]))
     digest = fingerprint(asset + label)
     balance = Balance(records=2, frames=3, kept=3, rejected=Counter(readable=len(rejections)))
-    return Commit(asset, digest, writer.close(digest, VERSIONS), balance, VERSIONS)
+    return Commit(asset, digest, writer.close(digest, VERSIONS), balance, VERSIONS, f"raw of {asset}")
 
 
 def put(store, asset, label="", **content):
@@ -128,13 +129,46 @@ def test_fingerprints_survive_checkpoints_and_reopening(store):
 def test_deltalake_makes_checkpoints_and_keeps_the_history(store):
     """An old log that is cleaned up would take versions, fingerprints and balances with it."""
     for i in range(101):
-        store.commit(Commit(f"mp/{i}", fingerprint(str(i)), (), Balance(records=i), VERSIONS))
+        store.commit(Commit(f"mp/{i}", fingerprint(str(i)), (), Balance(records=i), VERSIONS, str(i)))
     log = store.path / "_delta_log"
     assert list(log.glob("*.checkpoint.parquet"))
     again = DeltaStore(store.path)
     assert len(again.balances()) == 101
     assert all(again.committed(f"mp/{i}", fingerprint(str(i))) for i in range(101))
     assert DeltaStore(store.path, version=5).version == 5
+
+
+def test_a_dropped_asset_leaves_no_trace_but_history(store):
+    put(store, "mp/a", frames=("a-1",), n_frames=1)
+    put(store, "mp/b", frames=("b-1",), n_frames=1)
+    store.drop("mp/a")
+    assert rows(store.path) == [("mp/b", "b-1")]
+    assert (store.assets(), list(store.balances()), list(store.raw_digests())) == (["mp/b"],) * 3
+    assert rows(store.path, version=2) == [("mp/a", "a-1"), ("mp/b", "b-1")]
+    assert not store.committed("mp/a", fingerprint("mp/a")), "it would never be built again"
+    put(store, "mp/a", frames=("a-1",), n_frames=1)
+    assert store.assets() == ["mp/a", "mp/b"]
+
+
+def test_raw_digests_are_those_of_the_newest_rows(store):
+    put(store, "mp/a")
+    old = DeltaStore(store.path)
+    store.commit(replace(write(store, "mp/a", "changed"), raw="other raw"))
+    assert store.raw_digests() == {"mp/a": "other raw"}
+    assert old.raw_digests() == {"mp/a": "raw of mp/a"}
+
+
+def test_upstream_versions_are_recorded_once(store):
+    assert store.upstream() == {}
+    put(store, "mp/a")
+    first, second = {"mp": {"version": {"dump": "1"}}}, {"mp": {"version": {"dump": "2"}}}
+    store.note_upstream(first)
+    store.note_upstream(first)
+    assert (store.version, store.upstream()) == (2, first)
+    store.note_upstream(second)
+    assert DeltaStore(store.path).upstream() == second
+    assert DeltaStore(store.path, version=2).upstream() == first
+    assert rows(store.path) == [("mp/a", "t-1")] * 3
 
 
 def test_there_and_back_again(store):

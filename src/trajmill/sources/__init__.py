@@ -17,9 +17,13 @@ def open_sources(recipe: Recipe) -> list[Source]:
     """
     from trajmill.sources.alexandria import Alexandria
     from trajmill.sources.materials_project import open_materials_project
-    from trajmill.sources.oqmd import Oqmd
+    from trajmill.sources.oqmd import open_oqmd
 
-    table: dict[str, Callable[..., Source]] = {"mp": open_materials_project, "alexandria": Alexandria, "oqmd": Oqmd}
+    table: dict[str, Callable[..., Source]] = {
+        "mp": open_materials_project,
+        "alexandria": Alexandria,
+        "oqmd": open_oqmd,
+    }
     sources: list[Source] = []
     for name, opener in table.items():
         options = getattr(recipe, name)

@@ -17,9 +17,10 @@ import numpy as np
 
 from trajmill import recipe
 from trajmill.errors import SourceError
+from trajmill.raw import current, entry, sha256
 from trajmill.sources import mp_settings
 from trajmill.sources.base import Asset, Record, Rejection
-from trajmill.sources.files import read_ahead, sha256
+from trajmill.sources.files import read_ahead
 from trajmill.sources.pymatgen_json import Rows, Structure, decode, parse, stack, structure_arrays
 from trajmill.trajectory import Trajectory
 from trajmill.units import stress_from_vasp
@@ -64,8 +65,11 @@ class Alexandria:
         """Nothing is joined."""
 
     def assets(self) -> list[Asset]:
-        """List all `*.json.bz2`; the date comes from the listing page (`index.html`) saved beside them."""
-        files = sorted(self.root.rglob("*.json.bz2"))
+        """List all `*.json.bz2`; the date is what the listing said when they were fetched.
+
+        For files fetched by other means it comes from the listing page (`index.html`) saved beside them.
+        """
+        files = current(self.root, self.root.rglob("*.json.bz2"))
         if not files:
             raise SourceError(
                 f"{self.root}: no *.json.bz2 path files here; point alexandria.path at the folder that holds them"
@@ -76,14 +80,14 @@ class Alexandria:
                 name=f"{self.name}/{f.relative_to(self.root).as_posix()}",
                 path=f,
                 size=f.stat().st_size,
-                modified=dates[f.parent].get(f.name),
+                modified=fetched.modified if (fetched := entry(self.root, f)) else dates[f.parent].get(f.name),
             )
             for f in files
         ]
 
     def raw_digest(self, asset: Asset) -> str:
         """Digest the compressed file and what its place says: the functional from the path, the date of the listing."""
-        facts = json.dumps([sha256(asset.path), _functional(asset.path), asset.modified])
+        facts = json.dumps([sha256(asset.path, self.root), _functional(asset.path), asset.modified])
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def facts_digest(self, task_ids: Iterable[str]) -> str:  # noqa: ARG002

@@ -1,19 +1,11 @@
-"""Reading raw files: digests and decompression beside the parser."""
+"""Reading raw files: decompression beside the parser."""
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import BinaryIO
-
-
-def sha256(path: Path) -> str:
-    """Digest a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_ahead(open_file: Callable[[], BinaryIO], chunk: int = 1 << 20, ahead: int = 4) -> Iterator[bytes]:

@@ -16,9 +16,9 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from trajmill.errors import SourceError
+from trajmill.raw import current, sha256
 from trajmill.recipe import MaterialsProject
 from trajmill.sources.base import Asset, Record
-from trajmill.sources.files import sha256
 from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import Calculation, IonicStep, Material, Outcar, Task, decode_leniently
 from trajmill.sources.mp_ids import canonical_task_id
@@ -80,7 +80,7 @@ class MaterialsProjectJsonl(MaterialsProjectFolder):
             SourceError: a materials file is damaged.
         """
         files = _json_lines(self.root, "materials")
-        digest = "".join(f"{path.relative_to(self.root)} {sha256(path)}\n" for path in files)
+        digest = "".join(f"{path.relative_to(self.root)} {sha256(path, self.root)}\n" for path in files)
         rows = chain.from_iterable(facts_of(material) for path in files for material in _materials(path))
         self._join(workspace, "mp-jsonl", digest, {"facts": rows})
 
@@ -156,13 +156,14 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _json_lines(root: Path, folder: str) -> list[Path]:
     """List the JSON Lines files at any depth below folders whose name starts so, without manifests, by name."""
-    return sorted(
+    found = (
         path
         for path in root.rglob("*.jsonl.gz")
         if "manifest" not in path.name
         and any(part.startswith(folder) for part in path.relative_to(root).parts[:-1])
         and path.is_file()
     )
+    return current(root, found)
 
 
 def _materials(path: Path) -> Iterator[Material]:

@@ -49,12 +49,21 @@ TRAJECTORIES, TASKS, MATERIALS = Path("core", "trajectories"), Path("core", "tas
 SAME_GEOMETRY = 1e-6
 """A: frames whose cells and positions differ by less in every component are the same geometry."""
 
-_ARRAYS = ("elements", "cart_coords", "lattice", "e_fr_energy", "forces", "stress", "num_electronic_steps")
-_TYPES = ("identifier", "run_type", "task_type")
-_TASK_COLUMNS = ["task_id", "run_type", "task_type", "calc_type", "last_updated", "completed_at"] + [
-    f"input.{name}" for name in ("incar", "parameters", "potcar_spec", "potcar", "hubbards")
-]
-_KPOINTS = [f"input.kpoints.{name}" for name in ("labels", "nkpoints", "kpts_weights")]
+ARRAYS = ("elements", "cart_coords", "lattice", "e_fr_energy", "forces", "stress", "num_electronic_steps")
+TYPES = ("identifier", "run_type", "task_type")
+N_STEPS = "num_ionic_steps"
+ELECTRONIC_ENERGIES = ("e_fr_energy", "e_0_energy")
+"""Of the electronic steps' fields, the two that are used."""
+
+LEFT_OUT = "trajmill_left_out"
+"""Column of files that `trajmill fetch` wrote: why a row's arrays were not copied, null where they were."""
+
+TASK_COLUMNS = (
+    *("task_id", "run_type", "task_type", "calc_type", "last_updated", "completed_at"),
+    *(f"input.{name}" for name in ("incar", "parameters", "potcar_spec", "potcar", "hubbards")),
+    *(f"input.kpoints.{name}" for name in ("labels", "nkpoints", "kpts_weights")),
+)
+MATERIAL_COLUMNS = tuple(info.name for info in msgspec.structs.fields(Material))
 _BATCH = 32  # rows of trajectories in memory at a time; one can have hundreds of frames
 
 
@@ -90,18 +99,18 @@ class MaterialsProjectDelta(MaterialsProjectFolder):
         Raises:
             SourceError: one of the tables is damaged.
         """
-        listed = [data_files(self.root / table) for table in (TRAJECTORIES, TASKS, MATERIALS)]
+        listed = [data_files(self.root, table) for table in (TRAJECTORIES, TASKS, MATERIALS)]
         (trajectories, tasks, materials), digests = zip(*listed, strict=True)
         tables: dict[str, Iterable[tuple[str, msgspec.Struct]]] = {
-            "facts": chain.from_iterable(facts_of(material) for material in _materials(newest_version(materials))),
-            "tasks": (_task(row) for row in rows(tasks, _TASK_COLUMNS + _KPOINTS) if row.get("task_id")),
-            "rows": (_row_types(row) for row in rows(trajectories, list(_TYPES), 4096) if row.get("identifier")),
+            "facts": chain.from_iterable(facts_of(material) for material in read_materials(newest_version(materials))),
+            "tasks": (_task(row) for row in rows(tasks, list(TASK_COLUMNS)) if row.get("task_id")),
+            "rows": (_row_types(row) for row in rows(trajectories, list(TYPES), 4096) if row.get("identifier")),
         }
         self._join(workspace, "mp-delta", "\n".join(digests), tables)
 
     def assets(self) -> list[Asset]:
         """List the data files of the trajectories table; see `Source.assets`."""
-        files, _ = data_files(self.root / TRAJECTORIES)
+        files, _ = data_files(self.root, TRAJECTORIES)
         if not files:
             raise SourceError(f"{self.root}: no Parquet files in {TRAJECTORIES.as_posix()}/")
         prefix = f"{SOURCE}/{TRAJECTORIES.as_posix()}"
@@ -129,7 +138,7 @@ class MaterialsProjectDelta(MaterialsProjectFolder):
         self, asset: Asset, number: int, cells: dict[str, Any], partition: dict[str, str], facts: Reader
     ) -> Record:
         """Turn one row into one record."""
-        values = (cells[name].as_py() if name in cells else partition.get(name) for name in _TYPES)
+        values = (cells[name].as_py() if name in cells else partition.get(name) for name in TYPES)
         identifier, run_type, task_type = (value if value is None else str(value) for value in values)
         n_frames = _count(cells)
         atoms = cells["elements"].as_py() if "elements" in cells else None
@@ -173,9 +182,13 @@ def infer_stages(frames: Frames) -> IntArray:
     return np.concatenate([[0], np.cumsum(cell & atoms)]).astype(np.int32)
 
 
-def _materials(files: Iterable[DataFile]) -> Iterator[Material]:
-    names = [info.name for info in msgspec.structs.fields(Material)]
-    for row in rows(files, names):
+def read_materials(files: Iterable[DataFile]) -> Iterator[Material]:
+    """Stream the rows of `collections/materials`.
+
+    Raises:
+        SourceError: a file is damaged.
+    """
+    for row in rows(files, list(MATERIAL_COLUMNS)):
         yield salvage(row, Material)
 
 
@@ -203,16 +216,16 @@ def _row_types(row: dict[str, Any]) -> tuple[str, RowTypes]:
 def _columns(parquet: pq.ParquetFile) -> list[str]:
     """Choose the columns to read: of the electronic steps only the two energies that are used."""
     leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
-    energies = (".e_fr_energy", ".e_0_energy")
+    energies = tuple(f".{name}" for name in ELECTRONIC_ENERGIES)
     nested = [leaf for leaf in leaves if leaf.startswith("electronic_steps.") and leaf.endswith(energies)]
-    return [*_ARRAYS, *_TYPES, "num_ionic_steps", *nested]
+    return [*ARRAYS, *TYPES, N_STEPS, LEFT_OUT, *nested]
 
 
 def _count(cells: dict[str, Any]) -> int:
     """Count the ionic steps of a raw row."""
     listed = (cells[name] for name in ("cart_coords", "e_fr_energy", "forces") if name in cells)
     lengths = [len(cell.values) for cell in listed if cell.is_valid]
-    stated = cells["num_ionic_steps"].as_py() if "num_ionic_steps" in cells else None
+    stated = cells[N_STEPS].as_py() if N_STEPS in cells else None
     return lengths[0] if lengths else stated or 0
 
 
@@ -258,7 +271,8 @@ def _decisive(stage: Stage, siblings: set[RowTypes], task: TaskRow | None) -> li
 
 def _frames(cells: dict[str, Any], numbers: np.ndarray[Any, np.dtype[np.int64]], n_frames: int) -> Frames:
     """Turn the cells of a row into arrays."""
-    faults: dict[int, str] = {}
+    left_out = cells[LEFT_OUT].as_py() if LEFT_OUT in cells else None
+    faults = dict.fromkeys(range(n_frames), f"arrays not fetched ({left_out})") if left_out else {}
     shape = (len(numbers), 3)
     cell = cells.get("lattice")
     if cell is not None and cell.is_valid and len(cell.values) == 1:  # one matrix is the cell of every frame

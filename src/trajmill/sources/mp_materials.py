@@ -15,9 +15,9 @@ from typing import ClassVar
 import msgspec
 
 from trajmill.errors import SourceError
+from trajmill.raw import sha256
 from trajmill.recipe import MaterialsProject
 from trajmill.sources.base import Asset
-from trajmill.sources.files import sha256
 from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import Material
 from trajmill.sources.mp_ids import canonical_task_id
@@ -198,7 +198,7 @@ class MaterialsProjectFolder:
 
     def raw_digest(self, asset: Asset) -> str:
         """Return the SHA-256 of the file."""
-        return sha256(asset.path)
+        return sha256(asset.path, self.root)
 
     def facts_digest(self, task_ids: Iterable[str]) -> str:
         """Digest what was joined to these tasks; see `Source.facts_digest`."""

@@ -12,16 +12,37 @@ import duckdb
 
 from trajmill import recipe
 from trajmill.errors import SourceError
+from trajmill.raw import current, sha256
 from trajmill.sources.base import Asset, Record
-from trajmill.sources.files import sha256
 from trajmill.sources.oqmd_entries import Entry, EntryReader, Geometries, calculations_by_entry
 from trajmill.sources.oqmd_import import PARTITION, DuckDBConfig, import_dump
 
 _LAYOUT = 1  # of the DuckDB file; a new number makes old files be imported anew
 _ENTRIES = 500  # looked up at a time: some 30,000 atoms, so that memory depends on neither partition nor dump
 _ATOM_BYTES = 128  # of the dump's text, to compare assets by size
+_NAME = re.compile(r"qmdb__v(\d+)_(\d+)__\d{6}\.sql(\.gz)?")
 _RELEASED = re.compile(r"__(0[1-9]|1[0-2])(20\d\d)\b")
 _UNREADABLE = "unreadable"
+
+
+def dump_version(name: str) -> tuple[int, int] | None:
+    """Return the version in the name of a published dump, as integers: 1.10 is newer than 1.9."""
+    found = _NAME.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def open_oqmd(path: Path, options: recipe.Oqmd) -> Oqmd:
+    """Open a dump, or the newest of the dumps in a folder.
+
+    Raises:
+        SourceError: the folder holds no published dump.
+    """
+    if not path.is_dir():
+        return Oqmd(path, options)
+    dumps = [(version, dump) for dump in current(path, path.glob("*.sql*")) if (version := dump_version(dump.name))]
+    if not dumps:
+        raise SourceError(f"{path}: no dump `qmdb__v1_8__022026.sql.gz` here")
+    return Oqmd(max(dumps)[1], options)
 
 
 @dataclass(frozen=True)
@@ -52,7 +73,7 @@ class Oqmd:
                 f"{self.dump}: no such file; point oqmd.path at the SQL dump, `qmdb__v1_8__022026.sql.gz`"
             )
         workspace.mkdir(parents=True, exist_ok=True)
-        database = workspace / f"oqmd-{_LAYOUT}-{sha256(self.dump)}.duckdb"
+        database = workspace / f"oqmd-{_LAYOUT}-{sha256(self.dump, self.dump.parent)}.duckdb"
         if not database.exists():
             import_dump(self.dump, database)
         object.__setattr__(self, "database", database)  # frozen for everyone else: this is what workers need

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from trajmill.errors import SourceError
-from trajmill.sources.files import sha256
+from trajmill.raw import current, sha256
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class DataFile:
         return {key: unquote(value) for key, equals, value in (f.partition("=") for f in folders) if equals}
 
 
-def data_files(table: Path) -> tuple[list[DataFile], str]:
+def data_files(root: Path, place: Path) -> tuple[list[DataFile], str]:
     """List the files of a table.
 
     Args:
-        table: folder of a Delta Lake table, of which the newest version is taken, or of plain Parquet files. A folder
-            that is not there is a table without files.
+        root: folder of raw files.
+        place: of the table in it: the folder of a Delta Lake table, of which the newest version is taken, or of plain
+            Parquet files. A folder that is not there is a table without files.
 
     Returns:
         The files by name, and a digest that changes when their content does.
@@ -39,9 +40,11 @@ def data_files(table: Path) -> tuple[list[DataFile], str]:
     Raises:
         SourceError: a Delta table that cannot be opened, or with deleted rows that only its own reader can skip.
     """
+    table = root / place
     if not (table / "_delta_log").is_dir():
-        plain = [DataFile(path, path.relative_to(table).as_posix()) for path in sorted(table.rglob("*.parquet"))]
-        return plain, "".join(f"{file.name} {sha256(file.path)}\n" for file in plain)
+        found = current(root, table.rglob("*.parquet"))
+        plain = [DataFile(path, path.relative_to(table).as_posix()) for path in found]
+        return plain, "".join(f"{file.name} {sha256(file.path, root)}\n" for file in plain)
     import pyarrow as pa
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError

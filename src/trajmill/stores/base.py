@@ -52,13 +52,23 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Commit:
-    """All that makes an asset's rows: handed from the worker that wrote the files to the process that commits them."""
+    """All that makes an asset's rows: handed from the worker that wrote the files to the process that commits them.
+
+    Attributes:
+        asset: its name.
+        fingerprint: digest of all that decides its rows.
+        files: where they are.
+        balance: what came in and what became of it.
+        versions: of the packages that made them.
+        raw: digest of the raw content they were made of.
+    """
 
     asset: str
     fingerprint: str
     files: tuple[DataFile, ...]
     balance: Balance
     versions: dict[str, str]
+    raw: str
 
 
 class AssetWriter(Protocol):
@@ -88,6 +98,10 @@ class Store(Protocol):
 
     def commit(self, commit: Commit) -> None:
         """Replace all rows of the asset in one transaction (in one process at a time)."""
+        ...
+
+    def drop(self, asset: str) -> None:
+        """Remove all rows of the asset in one transaction."""
         ...
 
     def committed(self, asset: str, fingerprint: str) -> bool:

@@ -9,13 +9,12 @@ them: a build killed at any moment leaves at most files that no reader sees.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
 from trajmill.errors import StoreError
+from trajmill.locking import Lock
 from trajmill.schema import DATA_MODEL_VERSION, FILE_SCHEMA, STORE_SCHEMA, parquet_options
 from trajmill.stores.base import Balance, Commit, DataFile
 
@@ -111,23 +111,14 @@ class DeltaStore:
         Raises:
             StoreError: another build holds it.
         """
-        path = self.path / WORK / "lock"
         with _plain_errors(self.path):
-            path.parent.mkdir(exist_ok=True)
-            file = path.open("a+")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
+            (self.path / WORK).mkdir(exist_ok=True)
+            lock = Lock(self.path / WORK / "lock")
+        with lock:
+            if lock.holder is not None:
                 raise StoreError(
-                    f"{self.path}: another build (process {file.read()}) is writing here; wait for it or stop it"
-                ) from error
-            except OSError:
-                pass
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+                    f"{self.path}: another build (process {lock.holder}) is writing here; wait for it or stop it"
+                )
             with _plain_errors(self.path):
                 self._table.update_incremental()
             yield
@@ -154,9 +145,19 @@ class DeltaStore:
         facts = {
             "asset": commit.asset,
             "fingerprint": commit.fingerprint,
+            "raw": commit.raw,
             "versions": commit.versions,
             "balance": vars(commit.balance),
         }
+        self._replace(commit.asset, adds, facts, _as_version(commit.fingerprint))
+
+    def drop(self, asset: str) -> None:
+        """Remove all rows of the asset in one transaction; earlier versions keep them."""
+        self._replace(asset, [], {"asset": asset, "dropped": True}, 0)
+
+    def _replace(
+        self, asset: str, adds: list[AddAction | RemoveAction], facts: dict[str, Any], fingerprint: int
+    ) -> None:
         with _plain_errors(self.path):
             self._table.update_incremental()
             self._table.create_write_transaction(
@@ -164,13 +165,34 @@ class DeltaStore:
                 mode="overwrite",
                 schema=STORE_SCHEMA,
                 partition_by=PARTITION_BY,
-                partition_filters=[("asset", "=", commit.asset)],
+                partition_filters=[("asset", "=", asset)],
                 commit_properties=CommitProperties(
                     custom_metadata={"trajmill": json.dumps(facts, sort_keys=True)},
-                    app_transactions=[Transaction(commit.asset, _as_version(commit.fingerprint))],
+                    app_transactions=[Transaction(asset, fingerprint)],
                 ),
             )
             self._table.update_incremental()
+
+    def note_upstream(self, upstream: Mapping[str, Any]) -> None:
+        """Record which upstream versions the store is complete for, by source; nothing when it says so already."""
+        if dict(upstream) == self.upstream():
+            return
+        with _plain_errors(self.path):
+            self._table.update_incremental()
+            self._table.create_write_transaction(
+                [],
+                mode="append",
+                schema=STORE_SCHEMA,
+                partition_by=PARTITION_BY,
+                commit_properties=CommitProperties(
+                    custom_metadata={"trajmill": json.dumps({"upstream": upstream}, sort_keys=True)}
+                ),
+            )
+            self._table.update_incremental()
+
+    def upstream(self) -> dict[str, Any]:
+        """Return the upstream versions that the store was last complete for, by source; empty when none is known."""
+        return next((facts["upstream"] for facts in self._history() if "upstream" in facts), {})
 
     def files(self, role: str, asset: str | None = None) -> list[tuple[str, Path, int]]:
         """List the files of a role as (asset, path, rows), sorted by asset."""
@@ -199,15 +221,24 @@ class DeltaStore:
                 found.setdefault(package, set()).add(version)
         return {package: sorted(v) for package, v in sorted(found.items())}
 
+    def raw_digests(self) -> dict[str, str]:
+        """Return the digest of the raw content that each asset's rows were made of."""
+        return {facts["asset"]: facts["raw"] for facts in self._facts() if "raw" in facts}
+
     def _facts(self) -> list[dict[str, Any]]:
-        """Return what `commit` recorded for each asset, as of the version that is read."""
+        """Return what `commit` recorded for each asset that has not been dropped."""
         newest: dict[str, dict[str, Any]] = {}
+        for facts in self._history():
+            if "asset" in facts:
+                newest.setdefault(facts["asset"], facts)
+        return [newest[asset] for asset in sorted(newest) if "dropped" not in newest[asset]]
+
+    def _history(self) -> Iterator[dict[str, Any]]:
+        """Yield what commits recorded, the newest first, as of the version that is read."""
         entries = self._table.history()  # newest first back to 0, and newer ones than the version that is read
         for entry in entries[len(entries) - 1 - self.version :]:
             if text := entry.get("trajmill"):
-                facts = json.loads(text)
-                newest.setdefault(facts["asset"], facts)
-        return [newest[asset] for asset in sorted(newest)]
+                yield json.loads(text)
 
     def task_ids(self, asset: str) -> Iterator[str]:
         """Iterate the distinct `task_id` of an asset's committed rows, rejections included."""

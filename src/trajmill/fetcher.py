@@ -1,0 +1,313 @@
+"""Fetching: a source's raw files into a folder, only what is new or changed, and a manifest of what is there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
+from typing import Any
+
+from trajmill.errors import DiskSpaceError, FetchError, RemoteContentError, RemoteUnavailableError
+from trajmill.locking import Lock
+from trajmill.raw import Journal, RawFile, RawManifest
+from trajmill.recipe import Recipe
+from trajmill.remotes import open_remote
+from trajmill.remotes.base import Remote, RemoteFile
+from trajmill.remotes.transfer import Received, Session
+
+LOCK = "trajmill-raw.lock"
+RESERVE = 1 << 28
+"""Bytes of the disk that are left free."""
+
+
+@dataclass(kw_only=True)
+class FetchSummary:
+    """What a fetch did, or, for a dry run, what one would do.
+
+    Attributes:
+        source, layout, root: what was fetched and where to.
+        version: upstream's version of each part.
+        new, changed, unchanged: paths of the files upstream has; new and changed ones were fetched.
+        vanished: paths upstream no longer has; they were kept.
+        superseded: paths that a newer version of their set has replaced; they are no longer read.
+        pruned: paths that were deleted.
+        failed: why a file could not be had, by path; the manifest then still names the version before.
+        n_bytes: of the new and changed files.
+        at_most: whether `n_bytes` is a bound, because of tables only some columns are copied.
+        free: bytes free on the disk before.
+    """
+
+    source: str
+    layout: str
+    root: Path
+    version: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    vanished: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
+    pruned: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    n_bytes: int = 0
+    at_most: bool = False
+    free: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk can hold what is to be fetched."""
+        return self.n_bytes + RESERVE <= self.free
+
+
+class FetchListener:
+    """What a fetch tells while it runs, from several threads; override what is of interest."""
+
+    def listing(self, source: str) -> None:
+        """Told before upstream is asked what there is."""
+
+    def planned(self, source: str, n_files: int, n_bytes: int) -> None:
+        """Told how much is to be fetched; more than once when there are stages."""
+
+    def advanced(self, n_bytes: int) -> None:
+        """Told how many bytes arrived; negative when some turned out useless."""
+
+    def finished(self, path: str, n_bytes: int) -> None:
+        """Told that a file is done, and how large it was thought to be."""
+
+    def noted(self, text: str) -> None:
+        """Told in words what went wrong and is tried again."""
+
+    def ended(self) -> None:
+        """Told when a fetch is over."""
+
+
+def fetch(
+    source: str,
+    root: Path,
+    recipe: Recipe,
+    *,
+    dry_run: bool = False,
+    prune: bool = False,
+    listener: FetchListener | None = None,
+) -> FetchSummary:
+    """Fetch what is new or changed of a source's raw files.
+
+    Can be stopped at any moment and run again; what has arrived is not fetched twice. The folder's manifest moves to
+    the new version when everything is there.
+
+    Args:
+        source: `mp`, `alexandria` or `oqmd`.
+        root: folder of the source's raw files.
+        recipe: section `fetch`; for the Delta layout of `mp` also its licences.
+        dry_run: only say what would be done.
+        prune: delete files that upstream no longer has or has replaced. Without it they stay on disk.
+        listener: told what happens.
+
+    Raises:
+        RecipeError: no such source.
+        FetchError: nothing can be fetched; its subclasses say why. Single files that cannot be had are in the summary.
+        SourceError: the folder's manifest is damaged.
+        KeyboardInterrupt: stopped; run again to go on.
+    """
+    listener = listener or FetchListener()
+    remote = open_remote(source, recipe)
+    with Session(recipe.fetch, listener.advanced, listener.noted) as session:
+        if dry_run:
+            return _Fetch(remote, root, session, listener).run(dry=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            lock = Lock(root / LOCK)
+        except OSError as error:
+            raise DiskSpaceError(f"{root}: cannot be written ({error.strerror})") from error
+        with lock:
+            if lock.holder is not None:
+                raise FetchError(
+                    f"{root}: another fetch (process {lock.holder}) is at work here; wait for it or stop it"
+                )
+            work = _Fetch(remote, root, session, listener)
+            summary = work.run()
+            if not summary.failed:
+                work.settle(prune=prune)
+            listener.ended()
+            return summary
+
+
+class _Fetch:
+    """One fetch, from listing to manifest."""
+
+    def __init__(self, remote: Remote, root: Path, session: Session, listener: FetchListener) -> None:
+        self.remote, self.root, self.session, self.listener = remote, root, session, listener
+        self.before = RawManifest.load(root) or RawManifest(source=remote.name, layout=remote.layout)
+        if (self.before.source, self.before.layout) != (remote.name, remote.layout):
+            held = f"{self.before.source} in the layout {self.before.layout}"
+            raise FetchError(f"{root}: holds {held}; fetch {remote.name} ({remote.layout}) into another folder")
+        self.journal = Journal(root)
+        self.known = {**self.before.files, **self.journal.read()}
+        self.listed: dict[str, RawFile | None] = {}
+        self.parts: set[str] = set()
+        self.summary = FetchSummary(
+            source=remote.name, layout=remote.layout, root=root, free=shutil.disk_usage(_existing(root)).free
+        )
+
+    def run(self, *, dry: bool = False) -> FetchSummary:
+        """List what upstream has and fetch what is not here."""
+        self.listener.listing(self.remote.name)
+        for stage in self.remote.stages(self.session, self.root):
+            self.summary.version |= stage.version
+            wanted = [file for file in stage.files if not self._have(file)]
+            self.listener.planned(self.remote.name, len(wanted), sum(file.n_bytes for file in wanted))
+            if not dry:
+                self._check_room(wanted)
+                self._get_all(wanted)
+            if self.summary.failed:
+                return self.summary  # what follows may need it
+        self._look_back()
+        return self.summary
+
+    def _have(self, file: RemoteFile) -> bool:
+        """Note a listed file; tell whether it is here, as upstream has it now."""
+        place = PurePosixPath(file.path)
+        if place.is_absolute() or ".." in place.parts or file.path in self.listed:
+            raise RemoteContentError(f"{file.uri}: is listed twice, or as {file.path}, which is no place in a folder")
+        known = self.known.get(file.path)
+        self.parts.add(file.part_of)
+        self.listed[file.path] = known
+        if known and known.remote == _plain(file.identity) and known.intact(self.root):
+            self.summary.unchanged.append(file.path)
+            return True
+        (self.summary.changed if file.path in self.before.files else self.summary.new).append(file.path)
+        self.summary.n_bytes += file.n_bytes
+        self.summary.at_most |= file.at_most
+        return False
+
+    def _check_room(self, wanted: list[RemoteFile]) -> None:
+        """Refuse to begin what the disk cannot hold, as far as that is known."""
+        n_bytes = sum(file.n_bytes for file in wanted if not file.at_most)
+        n_bytes -= sum(part.stat().st_size for f in wanted if (part := self.root / f"{f.path}.part").exists())
+        free = shutil.disk_usage(self.root).free
+        if n_bytes + RESERVE > free:
+            raise DiskSpaceError(
+                f"{self.root}: {n_bytes / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free; choose another "
+                "folder or make room"
+            )
+
+    def _get_all(self, wanted: list[RemoteFile]) -> None:
+        """Fetch files side by side and note each in the journal."""
+
+        def get(file: RemoteFile) -> RawFile:
+            target = self.root / file.path
+            return _entry(self.root, file, file.get(self.session, target))
+
+        for file, result in _side_by_side(wanted, get, self.session):
+            self.listener.finished(file.path, file.n_bytes)
+            if isinstance(result, RawFile):
+                self.journal.add(result)
+                self.listed[file.path] = result
+            elif isinstance(result, FetchError) and not isinstance(result, (RemoteUnavailableError, DiskSpaceError)):
+                self.summary.failed[file.path] = str(result)
+            else:
+                raise result  # nothing else would fare better
+
+    def _look_back(self) -> None:
+        """Tell apart what upstream no longer has and what it has replaced."""
+        for path, file in sorted(self.before.files.items()):
+            if path not in self.listed:
+                superseded = file.part_of and file.part_of in self.parts
+                (self.summary.superseded if superseded else self.summary.vanished).append(path)
+
+    def settle(self, *, prune: bool) -> None:
+        """Let the manifest name the new version; delete what is current no more, if so wanted."""
+        files = {path: replace(file, vanished=False) for path, file in self.listed.items() if file}
+        summary = self.summary
+        if prune:
+            summary.pruned, summary.vanished = summary.vanished, []
+        files |= {path: replace(self.before.files[path], vanished=True) for path in summary.vanished}
+        dropped = dict(self.before.dropped) | dict.fromkeys(summary.superseded, "superseded")
+        dropped |= dict.fromkeys(summary.pruned, "pruned")
+        after = RawManifest(
+            source=self.remote.name,
+            layout=self.remote.layout,
+            version=summary.version,
+            files=files,
+            dropped={path: why for path, why in dropped.items() if path not in files},
+        )
+        after.save(self.root)
+        if prune:
+            summary.pruned += [path for path in summary.superseded if (self.root / path).exists()]
+            for path in after.dropped:
+                _delete(self.root, path)
+
+
+def _side_by_side(
+    files: list[RemoteFile], get: Callable[[RemoteFile], RawFile], session: Session
+) -> Iterator[tuple[RemoteFile, RawFile | BaseException]]:
+    """Yield each file with its entry, or with what went wrong, as they are done.
+
+    The threads are daemons: one that waits for a silent server does not hold up a user who wants to stop. Whatever it
+    was doing, the part on disk is good.
+    """
+    todo: SimpleQueue[RemoteFile | None] = SimpleQueue()
+    done: SimpleQueue[tuple[RemoteFile, RawFile | BaseException]] = SimpleQueue()
+
+    def work() -> None:
+        while (file := todo.get()) is not None:
+            try:
+                done.put((file, get(file)))
+            except BaseException as error:  # noqa: BLE001 (handed to the reading thread, which decides)
+                done.put((file, error))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(session.options.connections, len(files)))]
+    for item in (*files, *(None for _ in threads)):
+        todo.put(item)
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in files:
+            yield done.get()
+    except BaseException:
+        session.stop.set()
+        raise
+    finally:
+        for thread in threads:
+            thread.join(1.0 if session.stop.is_set() else None)
+
+
+def _entry(root: Path, file: RemoteFile, received: Received) -> RawFile:
+    """Describe a file that has arrived."""
+    status = (root / file.path).stat()
+    return RawFile(
+        path=file.path,
+        uri=file.uri,
+        remote=_plain(file.identity),
+        modified=file.modified,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        sha256=received.sha256,
+        fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        part_of=file.part_of,
+        left_out=dict(received.left_out),
+    )
+
+
+def _plain(identity: Mapping[str, Any]) -> Any:
+    """Return an identity as it comes back from JSON."""
+    return json.loads(json.dumps(identity))
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _delete(root: Path, path: str) -> None:
+    """Delete a file, and the folders that it leaves empty."""
+    (root / path).unlink(missing_ok=True)
+    for folder in PurePosixPath(path).parents[:-1]:
+        with suppress(OSError):
+            (root / folder).rmdir()

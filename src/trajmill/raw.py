@@ -1,0 +1,184 @@
+"""The raw manifest: what of a folder of raw files was fetched, from where, and which of it is current.
+
+A folder that `trajmill fetch` fills holds `trajmill-raw.json`. It names the files of one upstream version and is
+replaced as a whole when all of them are there; what arrived before that stands in `trajmill-raw.journal`. Sources read
+what the manifest names. A folder without one holds files that somebody else put there, and all of them are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from trajmill.errors import SourceError
+
+MANIFEST, JOURNAL = "trajmill-raw.json", "trajmill-raw.journal"
+LAYOUT_NUMBER = 1
+"""Of the manifest's own form; another number is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFile:
+    """A fetched file.
+
+    Attributes:
+        path: its place in the folder, with `/`.
+        uri: where it came from.
+        remote: what upstream said of it when it was fetched (size in bytes, date, ETag, what was selected): while it
+            says the same, the file is not fetched again.
+        modified: ISO date upstream gives it, None when it gives none.
+        size: bytes on disk.
+        mtime_ns: time of the file on disk; with the size it tells whether the file is still the one that was fetched.
+        sha256: of the bytes on disk.
+        fetched_at: ISO time, UTC.
+        part_of: the set that is published as a whole (a table, a snapshot, a dump) and replaced as a whole; empty for a
+            file of its own.
+        vanished: whether upstream no longer has it; it is kept and read until it is pruned.
+        left_out: rows whose arrays were not copied, by reason.
+    """
+
+    path: str
+    uri: str
+    remote: Mapping[str, Any]
+    modified: str | None
+    size: int
+    mtime_ns: int
+    sha256: str
+    fetched_at: str
+    part_of: str = ""
+    vanished: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def intact(self, root: Path) -> bool:
+        """Tell whether the file on disk is still the one that was fetched, by size and time."""
+        try:
+            status = (root / self.path).stat()
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawManifest:
+    """The files of one upstream version.
+
+    Attributes:
+        source: `mp`, `alexandria` or `oqmd`.
+        layout: which of the source's layouts the folder holds.
+        version: upstream's own name of each part's version, such as `{"core/trajectories": "12"}`.
+        files: current files by path.
+        dropped: files that are current no more, by path: `superseded` by a newer version of their set, or `pruned`. A
+            build removes their rows.
+    """
+
+    source: str
+    layout: str = ""
+    version: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, RawFile] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """A digest of all content: of paths and SHA-256, not of when and where it was fetched."""
+        lines = (f"{path} {file.sha256}\n" for path, file in sorted(self.files.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @staticmethod
+    def load(root: Path) -> RawManifest | None:
+        """Read the manifest of a folder; None where there is none.
+
+        Raises:
+            SourceError: it is damaged or of another version of trajmill.
+        """
+        file = root / MANIFEST
+        try:
+            status = file.stat()
+        except OSError:
+            return None
+        return _load(file, status.st_mtime_ns, status.st_size)
+
+    def save(self, root: Path) -> None:
+        """Replace the manifest of a folder in one step, and forget its journal."""
+        content = {"trajmill-raw": LAYOUT_NUMBER, **asdict(self)}
+        content["files"] = [content["files"][path] for path in sorted(content["files"])]
+        aside = root / f"{MANIFEST}.part"
+        with aside.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream, indent=1, sort_keys=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(root / MANIFEST)
+        (root / JOURNAL).unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=8)
+def _load(file: Path, mtime_ns: int, size: int) -> RawManifest:  # noqa: ARG001 (they make the cache's key)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.pop("trajmill-raw") != LAYOUT_NUMBER:
+            raise SourceError(f"{file}: written by another version of trajmill; fetch into another folder")
+        files = {entry["path"]: RawFile(**entry) for entry in content.pop("files")}
+        return RawManifest(**content, files=files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{file}: no raw manifest ({error}); remove it and fetch again") from error
+
+
+class Journal:
+    """Files that have arrived since the manifest was written, one JSON line each; a line that was cut off is none."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / JOURNAL
+
+    def read(self) -> dict[str, RawFile]:
+        """Return the newest entry of each path."""
+        found: dict[str, RawFile] = {}
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = RawFile(**json.loads(line))
+                except (ValueError, TypeError):
+                    continue
+                found[entry.path] = entry
+        return found
+
+    def add(self, entry: RawFile) -> None:
+        """Append an entry, on disk when this returns. It begins with a line break, to end a line that was cut off."""
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write("\n" + json.dumps(asdict(entry), sort_keys=True) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def current(root: Path, found: Iterable[Path]) -> list[Path]:
+    """Keep those of the found files that the folder's manifest names; all of them where there is none; sorted.
+
+    Raises:
+        SourceError: the first fetch into the folder has not been completed.
+    """
+    manifest = RawManifest.load(root)
+    if manifest is None and (root / JOURNAL).exists():
+        raise SourceError(
+            f"{root}: the first fetch into this folder is not complete; run it again "
+            f"(or remove {JOURNAL} to build what is there)"
+        )
+    return sorted(p for p in found if manifest is None or p.relative_to(root).as_posix() in manifest.files)
+
+
+def entry(root: Path, path: Path) -> RawFile | None:
+    """Return the manifest's entry of a file, None when it has none or the file on disk is another one by now."""
+    manifest = RawManifest.load(root)
+    found = manifest.files.get(path.relative_to(root).as_posix()) if manifest else None
+    return found if found and found.intact(root) else None
+
+
+def sha256(path: Path, root: Path | None = None) -> str:
+    """Digest a file's bytes; below a folder with a manifest that knows the file, without reading it again."""
+    if root is not None and (known := entry(root, path)):
+        return known.sha256
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

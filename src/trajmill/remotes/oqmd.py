@@ -1,0 +1,48 @@
+"""OQMD's download page: the dump of the newest version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trajmill import recipe
+from trajmill.errors import RemoteNotFoundError
+from trajmill.remotes.base import PlainFile, Stage
+from trajmill.remotes.pages import links
+from trajmill.remotes.transfer import Session, check_status
+from trajmill.sources.oqmd import dump_version
+
+
+@dataclass(frozen=True)
+class OqmdRemote:
+    """OQMD's download page. It gives no sizes, so the dump's own address is asked (HEAD)."""
+
+    options: recipe.FetchOqmd
+    name: str = "oqmd"
+    layout: str = "dump"
+
+    def stages(self, session: Session, root: Path) -> Iterator[Stage]:  # noqa: ARG002 (nothing is joined)
+        """List the newest dump; see `Remote.stages`. Versions compare as integers: 1.10 is newer than 1.9."""
+        dumps = [(dump_version(link.name), link) for link in links(*session.page(self.options.url))]
+        newest = max(((v, link) for v, link in dumps if v), key=lambda found: found[0] or (), default=None)
+        if newest is None:
+            raise RemoteNotFoundError(
+                f"{self.options.url}: links to no dump `qmdb__v1_8__022026.sql.gz`; see fetch.oqmd in the recipe"
+            )
+        version, link = newest
+        size, etag, modified = session.persist(link.url, lambda: _head(session, link.url))
+        file = PlainFile(path=link.name, uri=link.url, size=size, etag=etag, modified=modified, part_of="dump")
+        yield Stage(files=[file], version={"dump": ".".join(map(str, version or ()))})
+
+
+def _head(session: Session, url: str) -> tuple[int | None, str | None, str | None]:
+    """Ask for a file's length, ETag and date."""
+    response = session.client.head(url)
+    check_status(response)
+    length = response.headers.get("Content-Length", "")
+    return (
+        int(length) if length.isdigit() else None,
+        response.headers.get("ETag"),
+        response.headers.get("Last-Modified"),
+    )
