@@ -77,6 +77,6 @@ def make_store(
         balance.records_rejected.update(r.rejected_by for r in mine[2])
         fingerprint = f"{abs(hash(asset)):064x}"
         store.commit(
-            Commit(asset, fingerprint, writer.close(fingerprint, {"trajmill": "0"}), balance, {"trajmill": "0"}, "raw")
+            Commit(asset, fingerprint, writer.close(fingerprint, {"trajmill": "0"}), balance, {"trajmill": "0"}, "raw", {})
         )
     return DeltaStore(path)

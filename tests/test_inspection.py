@@ -8,6 +8,7 @@ from trajmill.inspection import find_rejections, inspect_release, inspect_store
 from trajmill.recipe import load
 from trajmill.releases.hugging_face import release
 from trajmill.sources.base import Rejection
+from trajmill.stores.delta import DeltaStore
 
 ASSET = "mp/tasks/a.jsonl.gz"
 
@@ -31,6 +32,12 @@ def test_store(path):
     assert tables["frames"] == [("mp", "pbe", "GGA", 1, 3)]
     assert tables["rejected"] == [("license", "mp", 1, 4), ("targets", "mp", 1, 1), ("readable", "mp", 1, 0)]
     assert [problem for _, problem in found.checks] == [""] * 4
+
+
+def test_upstream_versions_are_told(path):
+    DeltaStore(path).note_upstream({"oqmd": {"version": {"dump": "1.10"}, "digest": "d"}})
+    tables = {title: list(rows) for title, _, rows in inspect_store(path).tables}
+    assert tables["complete for these upstream versions"] == [("oqmd", "dump", "1.10")]
 
 
 def test_reasons_are_counted(tmp_path):

@@ -91,6 +91,11 @@ def inspect_store(path: Path) -> Inspection:
         found.tables.append(
             ("most frequent notes, N for any number and ... for any set", ("note", "trajectories", "frames"), notes)
         )
+    upstream = [
+        (source, part, version) for source, m in store.upstream().items() for part, version in m["version"].items()
+    ]
+    if upstream:
+        found.tables.append(("complete for these upstream versions", ("source", "part", "version"), upstream))
     if balance.no_space_group:
         found.title += f"; no space group found for {balance.no_space_group:,} frames"
     n_frames, n_inputs = (sum(n for *_, n in files) for files in (frames, inputs))

@@ -87,7 +87,7 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
     finally:
         if collecting:
             gc.enable()
-    return Commit(name, digest, files, mill.balance, package_versions(), raw)
+    return Commit(name, digest, files, mill.balance, package_versions(), raw, job.recipe.content(source.name))
 
 
 @dataclass

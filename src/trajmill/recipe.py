@@ -241,17 +241,25 @@ class Recipe(_Section):
         sections = {name: getattr(self, name).model_copy(update={"path": path}) for name, path in paths.items()}
         return self.model_copy(update=sections)
 
-    def content_digest(self, source: str) -> str:
-        """Digest everything that decides what a source's rows are: its options, the frame rules, the annotations.
+    def content(self, source: str) -> dict[str, Any]:
+        """Return everything that decides what a source's rows are: its options, the frame rules, the annotations.
 
         Paths and the number of workers are not part of it, nor are the rules that run at release.
         """
-        content = {
+        return {
             "source": getattr(self, source).model_dump(mode="json", exclude={"path", "layout"}),
             "rules": self.rules.model_dump(mode="json", exclude={"duplicate_trajectory", "primary_agreement"}),
             "annotation": self.annotation.model_dump(mode="json"),
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def content_digest(self, source: str) -> str:
+        """Digest the content."""
+        return digest(self.content(source))
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Digest the content of a recipe, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 BUILT_IN: dict[str, Recipe] = {"lemat-traj": Recipe()}

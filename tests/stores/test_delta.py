@@ -29,6 +29,7 @@ from trajmill.stores.delta import DeltaStore
 
 ODD = "alexandria/a b=c#d%e%2F&+/Übung 'x\" [1]*?.json.bz2"
 VERSIONS = {"trajmill": "1"}
+RECIPE = {"rules": {"elements": ["Yb"]}}
 
 
 def fingerprint(text):
@@ -45,7 +46,7 @@ def write(store, asset, label="", *, frames=("t-1",), rejections=("r-1",), n_fra
         writer.write("rejection", encode_rejections([fakes.unreadable(r, asset=asset) for r in rejections]))
     digest = fingerprint(asset + label)
     balance = Balance(records=2, frames=3, kept=3, rejected=Counter(readable=len(rejections)))
-    return Commit(asset, digest, writer.close(digest, VERSIONS), balance, VERSIONS, f"raw of {asset}")
+    return Commit(asset, digest, writer.close(digest, VERSIONS), balance, VERSIONS, f"raw of {asset}", RECIPE)
 
 
 def put(store, asset, label="", **content):
@@ -129,7 +130,7 @@ def test_fingerprints_survive_checkpoints_and_reopening(store):
 def test_deltalake_makes_checkpoints_and_keeps_the_history(store):
     """An old log that is cleaned up would take versions, fingerprints and balances with it."""
     for i in range(101):
-        store.commit(Commit(f"mp/{i}", fingerprint(str(i)), (), Balance(records=i), VERSIONS, str(i)))
+        store.commit(Commit(f"mp/{i}", fingerprint(str(i)), (), Balance(records=i), VERSIONS, str(i), RECIPE))
     log = store.path / "_delta_log"
     assert list(log.glob("*.checkpoint.parquet"))
     again = DeltaStore(store.path)
@@ -156,6 +157,20 @@ def test_raw_digests_are_those_of_the_newest_rows(store):
     store.commit(replace(write(store, "mp/a", "changed"), raw="other raw"))
     assert store.raw_digests() == {"mp/a": "other raw"}
     assert old.raw_digests() == {"mp/a": "raw of mp/a"}
+
+
+def test_recipes_are_recorded_once_and_those_in_use_are_told(store):
+    put(store, "mp/a")
+    put(store, "oqmd/a")
+    put(store, "mp/b")
+    assert store.built_with() == {"mp": [RECIPE], "oqmd": [RECIPE]}
+    again = DeltaStore(store.path)
+    again.commit(replace(write(again, "mp/a", "changed"), recipe={"rules": {}}))
+    again.commit(replace(write(again, "mp/b", "changed"), recipe={"rules": {}}))
+    assert DeltaStore(store.path).built_with() == {"mp": [{"rules": {}}], "oqmd": [RECIPE]}
+    logs = [log.read_text() for log in (store.path / "_delta_log").glob("*.json")]
+    assert sum("recipe_content" in log for log in logs) == 2
+    assert DeltaStore(store.path, version=3).built_with() == {"mp": [RECIPE], "oqmd": [RECIPE]}
 
 
 def test_upstream_versions_are_recorded_once(store):

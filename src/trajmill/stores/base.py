@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -61,6 +61,7 @@ class Commit:
         balance: what came in and what became of it.
         versions: of the packages that made them.
         raw: digest of the raw content they were made of.
+        recipe: what of the recipe decided them.
     """
 
     asset: str
@@ -69,6 +70,7 @@ class Commit:
     balance: Balance
     versions: dict[str, str]
     raw: str
+    recipe: dict[str, Any]
 
 
 class AssetWriter(Protocol):

@@ -28,6 +28,7 @@ from deltalake.transaction import AddAction
 
 from trajmill.errors import StoreError
 from trajmill.locking import Lock
+from trajmill.recipe import digest
 from trajmill.schema import DATA_MODEL_VERSION, FILE_SCHEMA, STORE_SCHEMA, parquet_options
 from trajmill.stores.base import Balance, Commit, DataFile
 
@@ -64,6 +65,7 @@ class DeltaStore:
 
     def __init__(self, path: str | Path, *, create: bool = False, version: int | None = None) -> None:
         self.path = Path(path)
+        self._recipes: dict[str, dict[str, Any]] | None = None
         present = self._present()
         try:
             self._table = DeltaTable(self.path, version=version)
@@ -146,9 +148,12 @@ class DeltaStore:
             "asset": commit.asset,
             "fingerprint": commit.fingerprint,
             "raw": commit.raw,
+            "recipe": (used := digest(commit.recipe)),
             "versions": commit.versions,
             "balance": vars(commit.balance),
         }
+        if used not in self.recipes():  # in full once, so that thousands of commits stay small
+            facts["recipe_content"] = self.recipes()[used] = commit.recipe
         self._replace(commit.asset, adds, facts, _as_version(commit.fingerprint))
 
     def drop(self, asset: str) -> None:
@@ -220,6 +225,21 @@ class DeltaStore:
             for package, version in facts["versions"].items():
                 found.setdefault(package, set()).add(version)
         return {package: sorted(v) for package, v in sorted(found.items())}
+
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """Return what of recipes decided rows of this store, by digest."""
+        if self._recipes is None:
+            self._recipes = {f["recipe"]: f["recipe_content"] for f in self._history() if "recipe_content" in f}
+        return self._recipes
+
+    def built_with(self) -> dict[str, list[dict[str, Any]]]:
+        """Return what of recipes decided the rows there are, by source; more than one where a build is not complete."""
+        used: dict[str, dict[str, dict[str, Any]]] = {}
+        for facts in self._facts():
+            source = facts["asset"].partition("/")[0]
+            if "recipe" in facts:  # not in stores of earlier versions
+                used.setdefault(source, {})[facts["recipe"]] = self.recipes()[facts["recipe"]]
+        return {source: [recipes[key] for key in sorted(recipes)] for source, recipes in sorted(used.items())}
 
     def raw_digests(self) -> dict[str, str]:
         """Return the digest of the raw content that each asset's rows were made of."""
