@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,11 @@ from typing import Any
 
 from trajmill.errors import DiskSpaceError, FetchError, RemoteContentError, RemoteUnavailableError
 from trajmill.locking import Lock
-from trajmill.raw import Journal, RawFile, RawManifest
+from trajmill.raw import JOURNAL, MANIFEST, Journal, RawFile, RawManifest
 from trajmill.recipe import Recipe
 from trajmill.remotes import open_remote
 from trajmill.remotes.base import Remote, RemoteFile
-from trajmill.remotes.transfer import Received, Session
+from trajmill.remotes.transfer import Received, Session, _disk
 
 LOCK = "trajmill-raw.lock"
 RESERVE = 1 << 28
@@ -119,11 +120,9 @@ def fetch(
     with Session(recipe.fetch, listener.advanced, listener.noted) as session:
         if dry_run:
             return _Fetch(remote, root, session, listener).run(dry=True)
-        try:
+        with _disk(root):
             root.mkdir(parents=True, exist_ok=True)
             lock = Lock(root / LOCK)
-        except OSError as error:
-            raise DiskSpaceError(f"{root}: cannot be written ({error.strerror})") from error
         with lock:
             if lock.holder is not None:
                 raise FetchError(
@@ -171,9 +170,8 @@ class _Fetch:
 
     def _have(self, file: RemoteFile) -> bool:
         """Note a listed file; tell whether it is here, as upstream has it now."""
-        place = PurePosixPath(file.path)
-        if place.is_absolute() or ".." in place.parts or file.path in self.listed:
-            raise RemoteContentError(f"{file.uri}: is listed twice, or as {file.path}, which is no place in a folder")
+        if not _is_place(file.path) or file.path in self.listed:
+            raise RemoteContentError(f"{file.uri}: is listed twice, or as {file.path!r}, which is no place in a folder")
         known = self.known.get(file.path)
         self.parts.add(file.part_of)
         self.listed[file.path] = known
@@ -197,16 +195,18 @@ class _Fetch:
             )
 
     def _get_all(self, wanted: list[RemoteFile]) -> None:
-        """Fetch files side by side and note each in the journal."""
+        """Fetch files side by side and note each in the journal, also when another one then ends it all."""
 
         def get(file: RemoteFile) -> RawFile:
-            target = self.root / file.path
-            return _entry(self.root, file, file.get(self.session, target))
+            received = file.get(self.session, self.root / file.path)
+            with _disk(self.root):
+                found = _entry(self.root, file, received)
+                self.journal.add(found)
+            return found
 
         for file, result in _side_by_side(wanted, get, self.session):
             self.listener.finished(file.path, file.n_bytes)
             if isinstance(result, RawFile):
-                self.journal.add(result)
                 self.listed[file.path] = result
             elif isinstance(result, FetchError) and not isinstance(result, (RemoteUnavailableError, DiskSpaceError)):
                 self.summary.failed[file.path] = str(result)
@@ -227,8 +227,8 @@ class _Fetch:
         if prune:
             summary.pruned, summary.vanished = summary.vanished, []
         files |= {path: replace(self.before.files[path], vanished=True) for path in summary.vanished}
-        dropped = dict(self.before.dropped) | dict.fromkeys(summary.superseded, "superseded")
-        dropped |= dict.fromkeys(summary.pruned, "pruned")
+        dropped = dict.fromkeys(self.known, "superseded") | dict(self.before.dropped)  # known: also from the journal
+        dropped |= dict.fromkeys(summary.superseded, "superseded") | dict.fromkeys(summary.pruned, "pruned")
         after = RawManifest(
             source=self.remote.name,
             layout=self.remote.layout,
@@ -236,11 +236,24 @@ class _Fetch:
             files=files,
             dropped={path: why for path, why in dropped.items() if path not in files},
         )
-        after.save(self.root)
-        if prune:
-            summary.pruned += [path for path in summary.superseded if (self.root / path).exists()]
-            for path in after.dropped:
-                _delete(self.root, path)
+        with _disk(self.root):
+            after.save(self.root)
+            if prune:
+                summary.pruned = sorted(path for path in after.dropped if (self.root / path).exists())
+                self._delete([*after.dropped, *self._parts()])
+
+    def _parts(self) -> list[str]:
+        """List what is left of downloads that upstream overtook; all that it has now are complete."""
+        found = [*self.root.rglob("*.part"), *self.root.rglob("*.part.json")]
+        return [path.relative_to(self.root).as_posix() for path in found]
+
+    def _delete(self, paths: list[str]) -> None:
+        """Delete files, and the folders that they leave empty."""
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)
+            for folder in PurePosixPath(path).parents[:-1]:
+                with suppress(OSError):
+                    (self.root / folder).rmdir()
 
 
 def _side_by_side(
@@ -273,8 +286,9 @@ def _side_by_side(
         session.stop.set()
         raise
     finally:
+        end = time.monotonic() + 1.0
         for thread in threads:
-            thread.join(1.0 if session.stop.is_set() else None)
+            thread.join(max(0.0, end - time.monotonic()) if session.stop.is_set() else None)
 
 
 def _entry(root: Path, file: RemoteFile, received: Received) -> RawFile:
@@ -299,15 +313,14 @@ def _plain(identity: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(identity))
 
 
+def _is_place(path: str) -> bool:
+    """Tell whether a path leads to a place in the folder that is not the fetch's own."""
+    place = PurePosixPath(path)
+    strange = place.is_absolute() or ".." in place.parts or not place.parts or not path.isprintable()
+    return not strange and path not in (MANIFEST, JOURNAL, LOCK)
+
+
 def _existing(path: Path) -> Path:
     """Return the path, or the nearest folder above it that is there."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _delete(root: Path, path: str) -> None:
-    """Delete a file, and the folders that it leaves empty."""
-    (root / path).unlink(missing_ok=True)
-    for folder in PurePosixPath(path).parents[:-1]:
-        with suppress(OSError):
-            (root / folder).rmdir()

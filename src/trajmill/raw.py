@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from trajmill.errors import SourceError
@@ -133,6 +134,7 @@ class Journal:
 
     def __init__(self, root: Path) -> None:
         self._path = root / JOURNAL
+        self._lock = Lock()
 
     def read(self) -> dict[str, RawFile]:
         """Return the newest entry of each path."""
@@ -147,8 +149,11 @@ class Journal:
         return found
 
     def add(self, entry: RawFile) -> None:
-        """Append an entry, on disk when this returns. It begins with a line break, to end a line that was cut off."""
-        with self._path.open("a", encoding="utf-8") as stream:
+        """Append an entry, on disk when this returns; threads may do so side by side.
+
+        It begins with a line break, to end a line that was cut off.
+        """
+        with self._lock, self._path.open("a", encoding="utf-8") as stream:
             stream.write("\n" + json.dumps(asdict(entry), sort_keys=True) + "\n")
             stream.flush()
             os.fsync(stream.fileno())

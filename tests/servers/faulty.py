@@ -10,6 +10,7 @@ import html
 import os
 import random
 import re
+import select
 import socket
 import struct
 import threading
@@ -185,6 +186,7 @@ def serve(root, **options):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = LIFETIME
+    disable_nagle_algorithm = True
     server: Server
 
     def log_message(self, *args):
@@ -211,7 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
             if request.fault in STATUS:
                 self._refuse(STATUS[request.fault], request.fault)
             elif request.fault in ("loop", "elsewhere"):
-                self._answer(302, {"Location": self.path if request.fault == "loop" else server.elsewhere}, b"")
+                to = self.path if request.fault == "loop" else server.elsewhere
+                self._answer(302, {"Location": to, "Content-Length": 0}, b"")
             elif request.fault in ("page", "page as data"):
                 kind = "text/html" if request.fault == "page" else "application/octet-stream"
                 self._answer(200, {"Content-Type": kind, "Content-Length": len(PAGE)}, PAGE)
@@ -222,10 +225,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._reset()
             elif path in server.pages:
                 self._page(server.pages[path])
-            elif (server.root / path.lstrip("/")).is_dir() and path.endswith("/"):
-                self._page(autoindex(server.root / path.lstrip("/"), path, exact=server.exact_sizes))
-            elif (server.root / path.lstrip("/")).is_file() and ".." not in path:
-                self._file(server.root / path.lstrip("/"), path)
+            elif ".." in Path(path).parts:
+                self._refuse(404, None)
+            elif (place := server.root / path.lstrip("/")).is_dir() and path.endswith("/"):
+                self._page(autoindex(place, path, exact=server.exact_sizes))
+            elif place.is_file():
+                self._file(place, path)
             else:
                 self._refuse(404, None)
         finally:
@@ -324,12 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Wait, but not for a client that is gone."""
         end = time.monotonic() + LIFETIME
         while not event.wait(0.02) and time.monotonic() < end:
-            try:
-                if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                    break
-            except BlockingIOError:
-                continue
-            except OSError:
+            if select.select([self.connection], [], [], 0)[0]:  # it asks nothing, so it has hung up
                 break
 
     def _end(self):

@@ -100,7 +100,7 @@ def s3_server() -> Iterator[S3Server]:
 
     listener = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
     server.endpoint = f"http://127.0.0.1:{listener.server_port}"
-    thread = threading.Thread(target=listener.serve_forever, daemon=True)
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server

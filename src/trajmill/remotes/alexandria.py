@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin
 
 from trajmill import recipe
 from trajmill.errors import RemoteNotFoundError
@@ -14,7 +14,7 @@ from trajmill.remotes.base import PlainFile, Stage
 from trajmill.remotes.pages import Link, links
 from trajmill.remotes.transfer import Session
 
-_DATE = re.compile(r"\d{4}\.\d{2}\.\d{2}/")
+_DATE = re.compile(r"[0-9]{4}\.[0-9]{2}\.[0-9]{2}/")
 
 
 @dataclass(frozen=True)
@@ -32,47 +32,43 @@ class AlexandriaRemote:
     def stages(self, session: Session, root: Path) -> Iterator[Stage]:  # noqa: ARG002 (nothing is joined)
         """List all path files of the sets; see `Remote.stages`."""
         url = self.options.url.rstrip("/") + "/"
-        folders = self._dated(session, url) if self.options.layout == "new" else self._undated(url)
-        files = [file for part, folder in folders.items() for file in _files(session, url, folder, part)]
-        version = {part: folder.removeprefix(url).strip("/") for part, folder in folders.items()}
-        yield Stage(files=list(files), version=version if self.options.layout == "new" else {})
-
-    def _undated(self, url: str) -> dict[str, str]:
-        return {name: urljoin(url, f"{name}/geo_opt_paths/") for name in self.options.sets}
+        if self.options.layout == "old":
+            places = [(f"{name}/geo_opt_paths/", "") for name in self.options.sets]
+            version = {}
+        else:
+            version = self._dated(session, url)
+            # a dated folder is replaced by that of the next date as a whole
+            places = [(f"geo_opt_paths/{date}/{name}/", name) for name, date in version.items()]
+        files = [file for place, part_of in places for file in _files(session, url, place, part_of)]
+        yield Stage(files=[*files], version=version)
 
     def _dated(self, session: Session, url: str) -> dict[str, str]:
         """Find the newest date of each set: not every date has all of them."""
         top = urljoin(url, "geo_opt_paths/")
-        dates = sorted((n for n in _listing(session, top) if _DATE.fullmatch(n.name)), key=lambda link: link.name)
+        dates = sorted((link.name for link in _listing(session, top) if _DATE.fullmatch(link.name)), reverse=True)
         found: dict[str, str] = {}
-        for date in reversed(dates):
-            for link in _listing(session, date.url):
-                if link.name.rstrip("/") in self.options.sets:
-                    found.setdefault(link.name.rstrip("/"), link.url.rstrip("/") + "/")
-            if len(found) == len(self.options.sets):
-                break
-        if missing := [name for name in self.options.sets if name not in found]:
-            raise RemoteNotFoundError(
-                f"{top}: no folder {', '.join(missing)} below any date; see fetch.alexandria in the recipe"
-            )
-        return {name: found[name] for name in self.options.sets}
+        for date in dates:
+            here = {link.name for link in _listing(session, urljoin(top, date))}
+            for name in self.options.sets:
+                if f"{name}/" in here:
+                    found.setdefault(name, date.rstrip("/"))
+            if found.keys() == set(self.options.sets):
+                return found
+        missing = ", ".join(name for name in self.options.sets if name not in found)
+        raise RemoteNotFoundError(f"{top}: no folder {missing} below any date; see fetch.alexandria in the recipe")
 
 
-def _listing(session: Session, url: str) -> list[Link]:
-    return links(*session.page(url))
-
-
-def _files(session: Session, url: str, folder: str, part: str) -> list[PlainFile]:
-    """List the path files of a folder; a dated folder is replaced by the next date's as a whole."""
-    dated = "geo_opt_paths" in folder.removeprefix(url).partition("/")[0]
+def _files(session: Session, url: str, place: str, part_of: str) -> list[PlainFile]:
+    """List the path files of a folder."""
+    folder = urljoin(url, place)
     found = [
         PlainFile(
-            path=unquote(urlsplit(urljoin(folder, link.name)).path.removeprefix(urlsplit(url).path)),
+            path=place + link.name,
             uri=link.url,
             modified=link.modified,
             size=link.size,
             about=link.about,
-            part_of=part if dated else "",
+            part_of=part_of,
         )
         for link in _listing(session, folder)
         if link.name.endswith(".json.bz2")
@@ -80,3 +76,14 @@ def _files(session: Session, url: str, folder: str, part: str) -> list[PlainFile
     if not found:
         raise RemoteNotFoundError(f"{folder}: lists no *.json.bz2 files; see fetch.alexandria in the recipe")
     return found
+
+
+def _listing(session: Session, url: str) -> list[Link]:
+    """Read a page's links to what is right in its folder, and nowhere else."""
+    page, address = session.page(url)
+    inside = address.rpartition("/")[0]
+    return [
+        link
+        for link in links(page, address)
+        if link.url.rstrip("/").rpartition("/")[0] == inside and "/" not in link.name.rstrip("/")
+    ]

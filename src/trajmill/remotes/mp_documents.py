@@ -52,9 +52,8 @@ def _first(bucket: Bucket, prefixes: tuple[str, ...]) -> list[PlainFile]:
 
 def _json_lines(bucket: Bucket, prefix: str, part_of: str = "") -> list[PlainFile]:
     """List the documents below a prefix, without the manifests among them."""
-    keys = (listed for listed in bucket.objects(prefix) if listed["path"].endswith(".jsonl.gz"))
     return [
-        bucket.file(listed, listed["path"], part_of)
-        for listed in keys
-        if "manifest" not in listed["path"].rpartition("/")[2]
+        file
+        for file in bucket.files(prefix, part_of)
+        if file.path.endswith(".jsonl.gz") and "manifest" not in file.path.rpartition("/")[2]
     ]

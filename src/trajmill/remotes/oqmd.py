@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from trajmill import recipe
 from trajmill.errors import RemoteNotFoundError
 from trajmill.remotes.base import PlainFile, Stage
 from trajmill.remotes.pages import links
-from trajmill.remotes.transfer import Session, check_status
+from trajmill.remotes.transfer import MD5, Session, check_status
 from trajmill.sources.oqmd import dump_version
 
 
@@ -41,8 +43,14 @@ def _head(session: Session, url: str) -> tuple[int | None, str | None, str | Non
     response = session.client.head(url)
     check_status(response)
     length = response.headers.get("Content-Length", "")
-    return (
-        int(length) if length.isdigit() else None,
-        response.headers.get("ETag"),
-        response.headers.get("Last-Modified"),
-    )
+    etag = response.headers.get("ETag")
+    if etag and MD5.fullmatch(etag.strip('"')):
+        etag = None  # who but S3 has one of this form may mean something else by it
+    return int(length) if length.isdigit() else None, etag, _iso(response.headers.get("Last-Modified", ""))
+
+
+def _iso(date: str) -> str | None:
+    """Read an HTTP date."""
+    with suppress(ValueError, OverflowError):
+        return parsedate_to_datetime(date).isoformat()
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from html import unescape
@@ -11,7 +12,11 @@ from urllib.parse import unquote, urljoin, urlsplit
 _LINK = re.compile(
     r'<a\s[^>]*?href\s*=\s*["\']([^"\']+)["\'][^>]*>(?:(?!</a>).)*</a>([^\n<]*)', re.IGNORECASE | re.DOTALL
 )
-_DATED = re.compile(r"\s*(\d{1,2}-[A-Za-z]{3}-\d{4} \d{2}:\d{2}|\d{4}-\d{2}-\d{2} \d{2}:\d{2})\s+(-|[\d.]+[KMGT]?)\s*")
+_DATED = re.compile(
+    r"\s*(\d{1,2}-[A-Z]{3}-\d{4} \d{2}:\d{2}|\d{4}-\d{2}-\d{2} \d{2}:\d{2})"
+    r"\s+(?:-|(\d{1,18})|(\d{1,9}(?:\.\d{1,9})?)([KMGT]))(?!\S)",
+    re.IGNORECASE | re.ASCII,
+)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -37,8 +42,8 @@ class Link:
 def links(page: str, url: str) -> list[Link]:
     """Read the links of a page in their order, each address once.
 
-    The name is taken from `href`: nginx cuts long names in the text. Links that leave the page's folder upwards, and
-    those that only sort the listing, are left out.
+    The name is taken from `href`: nginx cuts long names in the text. Links to the page's folder and those above it,
+    those that only sort the listing, and those that are no addresses are left out.
 
     Args:
         page: HTML.
@@ -46,20 +51,23 @@ def links(page: str, url: str) -> list[Link]:
     """
     found: dict[str, Link] = {}
     for href, beside in _LINK.findall(page):
-        target = urljoin(url, unescape(href))
-        path = urlsplit(target).path
-        name = unquote(path.rstrip("/").rpartition("/")[2]) + ("/" if path.endswith("/") else "")
+        try:
+            target = urljoin(url, unescape(href))
+            path = urlsplit(target).path
+        except ValueError:
+            continue
         if href.startswith(("?", "#")) or urlsplit(url).path.startswith(path):
             continue
-        date, size = match.groups() if (match := _DATED.match(beside)) else (None, "-")
-        exact = int(size) if size.isdigit() else None
-        about = exact if exact is not None else round(float(size[:-1]) * _UNITS.get(size[-1], 1)) if size != "-" else 0
-        found.setdefault(target, Link(url=target, name=name, modified=_iso(date), size=exact, about=about))
+        name = unquote(path.rstrip("/").rpartition("/")[2]) + ("/" if path.endswith("/") else "")
+        date, exact, rounded, unit = match.groups(default="") if (match := _DATED.match(beside)) else ("", "", "", "")
+        size = int(exact) if exact else None
+        about = size or round(float(rounded or 0) * _UNITS.get(unit.upper(), 1))
+        found.setdefault(target, Link(url=target, name=name, modified=_iso(date), size=size, about=about))
     return list(found.values())
 
 
-def _iso(date: str | None) -> str | None:
-    if date is None:
-        return None
+def _iso(date: str) -> str | None:
     form = "%d-%b-%Y %H:%M" if "-" in date[:3] else "%Y-%m-%d %H:%M"
-    return datetime.strptime(date, form).isoformat()
+    with suppress(ValueError):
+        return datetime.strptime(date, form).isoformat()
+    return None

@@ -418,5 +418,6 @@ def _disk(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full; make room and run again to go on" if full else error.strerror or str(error)
+        why = error.strerror or str(error)
+        what = "the disk is full; make room and run again to go on" if full else f"cannot be written ({why})"
         raise DiskSpaceError(f"{target}: {what}") from error
