@@ -2,8 +2,8 @@
 
     python benchmarks/fetch.py [--files 8] [--megabytes 128] [--json benchmarks/fetch.json]
 
-curl alone writes bytes; `curl, sha256sum` also knows their digests afterwards, as trajmill does. The network is no limit
-here, so this is the most trajmill can do, and what of a core a real connection needs.
+curl alone writes bytes; `curl, sha256sum` also knows their digests afterwards, as trajmill does. The network is no
+limit here, so this is the most trajmill can do, and what of a core a real connection needs.
 """
 
 from __future__ import annotations

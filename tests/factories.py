@@ -51,6 +51,9 @@ def make_trajectory(
     return replace(t, **fields)
 
 
+RECIPE = {"rules": {"elements": {"enabled": True}}}
+
+
 def make_store(
     path: Path,
     trajectories: Sequence[Trajectory],
@@ -77,6 +80,14 @@ def make_store(
         balance.records_rejected.update(r.rejected_by for r in mine[2])
         fingerprint = f"{abs(hash(asset)):064x}"
         store.commit(
-            Commit(asset, fingerprint, writer.close(fingerprint, {"trajmill": "0"}), balance, {"trajmill": "0"}, "raw", {})
+            Commit(
+                asset,
+                fingerprint,
+                writer.close(fingerprint, {"trajmill": "0"}),
+                balance,
+                {"trajmill": "0"},
+                "raw",
+                RECIPE,
+            )
         )
     return DeltaStore(path)

@@ -17,9 +17,9 @@ import numpy as np
 from chores import wait_for
 from trajmill import pipeline
 from trajmill.errors import SourceError, StoreError, TrajmillError
+from trajmill.raw import sha256
 from trajmill.recipe import load
 from trajmill.sources.base import Asset, Record, Rejection
-from trajmill.raw import sha256
 from trajmill.trajectory import Trajectory
 
 # --- records -------------------------------------------------------------------------------------------------------

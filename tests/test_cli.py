@@ -127,6 +127,9 @@ def test_recipe_show_is_a_recipe(tmp_path):
         (["release", "{tmp}", "{tmp}/out"], "no trajmill store here"),
         (["rejections", "{tmp}"], "no trajmill store here"),
         (["recipe", "show", "best"], "no recipe best; there are: lemat-traj"),
+        (["push", "{tmp}", "me/data"], "no release here (no trajmill.json); make one with trajmill release"),
+        (["push", "{tmp}", "data"], "write namespace/name for a dataset of the Hub, ./folder or a URL for an address"),
+        (["push", "{tmp}", "./out", "--create-pr"], "--create-pr are for the Hugging Face Hub"),
         (["grind"], "No such command"),
     ],
 )

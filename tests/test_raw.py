@@ -119,7 +119,7 @@ def test_no_folder_is_no_manifest_and_no_journal(tmp_path):
 )
 def test_a_damaged_manifest_is_an_error(tmp_path, damage):
     (tmp_path / MANIFEST).write_bytes(damage)
-    with pytest.raises(SourceError, match="no raw manifest .*; remove it and fetch again"):
+    with pytest.raises(SourceError, match=r"no raw manifest .*; remove it and fetch again"):
         RawManifest.load(tmp_path)
 
 

@@ -12,19 +12,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from trajmill.errors import DiskSpaceError, FetchError, RemoteContentError, RemoteUnavailableError
 from trajmill.locking import Lock
 from trajmill.raw import JOURNAL, MANIFEST, Journal, RawFile, RawManifest
 from trajmill.recipe import Recipe
 from trajmill.remotes import open_remote
-from trajmill.remotes.base import Remote, RemoteFile
+from trajmill.remotes.base import Remote, RemoteFile, Stage
 from trajmill.remotes.transfer import Received, Session, _disk
 
 LOCK = "trajmill-raw.lock"
 RESERVE = 1 << 28
 """Bytes of the disk that are left free."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True)
@@ -148,7 +151,7 @@ class _Fetch:
         self.journal = Journal(root)
         self.known = {**self.before.files, **self.journal.read()}
         self.listed: dict[str, RawFile | None] = {}
-        self.parts: set[str] = set()
+        self.replaced: set[str] = set()
         self.summary = FetchSummary(
             source=remote.name, layout=remote.layout, root=root, free=shutil.disk_usage(_existing(root)).free
         )
@@ -156,7 +159,7 @@ class _Fetch:
     def run(self, *, dry: bool = False) -> FetchSummary:
         """List what upstream has and fetch what is not here."""
         self.listener.listing(self.remote.name)
-        for stage in self.remote.stages(self.session, self.root):
+        for stage in _in_thread(self.remote.stages(self.session, self.root), self.session):
             self.summary.version |= stage.version
             wanted = [file for file in stage.files if not self._have(file)]
             self.listener.planned(self.remote.name, len(wanted), sum(file.n_bytes for file in wanted))
@@ -173,7 +176,9 @@ class _Fetch:
         if not _is_place(file.path) or file.path in self.listed:
             raise RemoteContentError(f"{file.uri}: is listed twice, or as {file.path!r}, which is no place in a folder")
         known = self.known.get(file.path)
-        self.parts.add(file.part_of)
+        newer = self.summary.version.get(file.part_of) != self.before.version.get(file.part_of)
+        if file.part_of and (newer or file.path not in self.before.files):
+            self.replaced.add(file.part_of)
         self.listed[file.path] = known
         if known and known.remote == _plain(file.identity) and known.intact(self.root):
             self.summary.unchanged.append(file.path)
@@ -217,8 +222,7 @@ class _Fetch:
         """Tell apart what upstream no longer has and what it has replaced."""
         for path, file in sorted(self.before.files.items()):
             if path not in self.listed:
-                superseded = file.part_of and file.part_of in self.parts
-                (self.summary.superseded if superseded else self.summary.vanished).append(path)
+                (self.summary.superseded if file.part_of in self.replaced else self.summary.vanished).append(path)
 
     def settle(self, *, prune: bool) -> None:
         """Let the manifest name the new version; delete what is current no more, if so wanted."""
@@ -256,31 +260,42 @@ class _Fetch:
                     (self.root / folder).rmdir()
 
 
+def _in_thread(stages: Iterator[Stage], session: Session) -> Iterator[Stage]:
+    """Pass stages on that are made in a thread: deltalake, which may wait for a server in it, holds off signals."""
+    while True:
+        [(_, stage)] = _side_by_side([stages], lambda it: next(it, None), session)
+        if isinstance(stage, BaseException):
+            raise stage
+        if stage is None:
+            return
+        yield stage
+
+
 def _side_by_side(
-    files: list[RemoteFile], get: Callable[[RemoteFile], RawFile], session: Session
-) -> Iterator[tuple[RemoteFile, RawFile | BaseException]]:
-    """Yield each file with its entry, or with what went wrong, as they are done.
+    items: list[Item], get: Callable[[Item], Result], session: Session
+) -> Iterator[tuple[Item, Result | BaseException]]:
+    """Yield each item with what was got for it, or with what went wrong, as they are done.
 
     The threads are daemons: one that waits for a silent server does not hold up a user who wants to stop. Whatever it
     was doing, the part on disk is good.
     """
-    todo: SimpleQueue[RemoteFile | None] = SimpleQueue()
-    done: SimpleQueue[tuple[RemoteFile, RawFile | BaseException]] = SimpleQueue()
+    todo: SimpleQueue[Item | None] = SimpleQueue()
+    done: SimpleQueue[tuple[Item, Result | BaseException]] = SimpleQueue()
 
     def work() -> None:
-        while (file := todo.get()) is not None:
+        while (item := todo.get()) is not None:
             try:
-                done.put((file, get(file)))
+                done.put((item, get(item)))
             except BaseException as error:  # noqa: BLE001 (handed to the reading thread, which decides)
-                done.put((file, error))
+                done.put((item, error))
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(session.options.connections, len(files)))]
-    for item in (*files, *(None for _ in threads)):
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(session.options.connections, len(items)))]
+    for item in (*items, *(None for _ in threads)):
         todo.put(item)
     for thread in threads:
         thread.start()
     try:
-        for _ in files:
+        for _ in items:
             yield done.get()
     except BaseException:
         session.stop.set()

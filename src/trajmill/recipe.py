@@ -109,9 +109,9 @@ class Fetch(_Section):
         1000.0, description="bytes/s over `timeout`; a slower download is started again where it was"
     )
     max_wait: Positive = Field(600.0, description="s, the longest wait a server may ask for (Retry-After)")
-    mp: FetchMaterialsProject = FetchMaterialsProject()
-    alexandria: FetchAlexandria = FetchAlexandria()
-    oqmd: FetchOqmd = FetchOqmd()
+    mp: FetchMaterialsProject = Field(FetchMaterialsProject(), description="where from")
+    alexandria: FetchAlexandria = Field(FetchAlexandria(), description="where from")
+    oqmd: FetchOqmd = Field(FetchOqmd(), description="where from")
 
 
 class Rule(_Section):

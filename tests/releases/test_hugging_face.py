@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
+from functools import partial
 
 import datasets
 import duckdb
@@ -11,14 +13,17 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import trajmill
-from factories import make_store, make_trajectory
+from factories import RECIPE, make_store, make_trajectory
 from trajmill.errors import ReleaseError
 from trajmill.recipe import load
+from trajmill.releases.dataset_card import dataset_card
 from trajmill.releases.hugging_face import release
 from trajmill.schema import FRAME_SCHEMA, PUBLISHED
 from trajmill.sources.base import Rejection
+from trajmill.stores.delta import DeltaStore
 from trajmill.units import KBAR_PER_EV_PER_A3
 
 
@@ -180,6 +185,83 @@ def test_card(store, tmp_path):
     assert all(f"| `{c}` |" in card for c in FRAME_SCHEMA.names)
 
 
+def test_card_says_how_to_load_each_configuration(store, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    release(store, out, load())
+    example, arrays = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(datasets, "load_dataset", partial(datasets.load_dataset, cache_dir=str(tmp_path / "cache")))
+    names = {}
+    exec(example.replace("<this repository or folder>", str(out)), names)
+    exec(arrays.replace("<folder>", str(out)), names)
+    frames = json.loads((out / "trajmill.json").read_text())["frames"]
+    assert {name: names[name].num_rows for name in frames} == frames
+    assert names["trajectory"].energy.size
+
+
+def test_card_front_matter(store, tmp_path):
+    out = tmp_path / "out"
+    release(store, out, load(settings=["release.rows_per_file=4"]))
+    head = yaml.safe_load((out / "README.md").read_text().split("---\n")[1])
+    assert head["license"] == "cc-by-4.0"
+    assert head["size_categories"] == ["n<1K"]
+    assert [c["config_name"] for c in head["configs"]] == [i["config_name"] for i in head["dataset_info"]]
+    for info in head["dataset_info"]:
+        files = list((out / info["config_name"]).iterdir())
+        assert info["download_size"] == sum(f.stat().st_size for f in files)
+        assert info["dataset_size"] == info["splits"][0]["num_bytes"] > 0
+        assert info["splits"][0]["num_examples"] == sum(pq.read_metadata(f).num_rows for f in files)
+
+
+@pytest.mark.parametrize(
+    ("frames", "size"),
+    [(999, "n<1K"), (10**7, "10M<n<100M"), (112_932_152, "100M<n<1B"), (2 * 10**9, "1B<n<10B")],
+)
+def test_size_category(store, tmp_path, frames, size):
+    release(store, tmp_path / "out", load())
+    manifest = json.loads((tmp_path / "out/trajmill.json").read_text())
+    manifest["frames"] = {"compatible_pbe": frames}
+    assert f"- {size}\n" in dataset_card(manifest, FRAME_SCHEMA, {"compatible_pbe": (1, 1)})
+
+
+def test_card_cites_sources_lemat_traj_and_trajmill(store, tmp_path):
+    release(store, tmp_path / "out", load())
+    card = (tmp_path / "out/README.md").read_text()
+    for text in ("@article{kirklin2015open", "eprint = {2508.20875}", "@software{trajmill", "BY-C (20)"):
+        assert text in card
+    assert "@article{schmidt2024improving" not in card
+
+
+def test_manifest_records_the_recipe_without_places(store, tmp_path):
+    here = load(settings=["mp.tasks_without_material=keep", "rules.max_force.enabled=true"])
+    there = load(settings=["mp.tasks_without_material=keep", "rules.max_force.enabled=true", "engine.workers=3"])
+    there = there.model_copy(update={"mp": there.mp.model_copy(update={"path": tmp_path, "layout": "delta"})})
+    release(store, tmp_path / "a", here)
+    release(store, tmp_path / "b", there)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    recipe = json.loads((tmp_path / "a/trajmill.json").read_text())["recipe"]
+    assert recipe.keys() == {"build", "rules", "release"}
+    assert recipe["release"] == here.release.model_dump()
+    assert recipe["rules"].keys() == {"duplicate_trajectory", "primary_agreement"}
+
+
+def test_manifest_records_what_the_rows_were_built_with(tmp_path):
+    """The recipe given to the release may be another one."""
+    make_store(tmp_path / "store", [make_trajectory()])
+    store = DeltaStore(tmp_path / "store")
+    store.note_upstream({"mp": {"version": {"materials": "2025-09-25"}, "digest": "of the manifest"}})
+    release(store, tmp_path / "out", load(settings=["rules.max_force.enabled=true"]))
+    manifest = json.loads((tmp_path / "out/trajmill.json").read_text())
+    assert manifest["recipe"]["build"] == store.built_with() == {"mp": [RECIPE]}
+    assert manifest["raw"] == {
+        "mp": {
+            "assets": 1,
+            "digest": hashlib.sha256(b"mp/tasks/a.jsonl.gz raw\n").hexdigest(),
+            "upstream": {"materials": "2025-09-25"},
+            "manifest": "of the manifest",
+        }
+    }
+
+
 def test_manifest_balances(store, tmp_path):
     release(store, tmp_path / "out", load())
     manifest = json.loads((tmp_path / "out/trajmill.json").read_text())
@@ -216,8 +298,6 @@ def test_a_stopped_release_leaves_nothing(store, tmp_path):
 
 
 def test_an_older_version_can_be_released(store, tmp_path):
-    from trajmill.stores.delta import DeltaStore
-
     summary = release(DeltaStore(tmp_path / "store", version=1), tmp_path / "out", load())
     assert sum(summary.frames.values()) == 17  # the first asset alone
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servers.faulty import serve
+from servers.faulty import autoindex, serve
 from trajmill.errors import RemoteContentError, RemoteNotFoundError
 from trajmill.fetcher import fetch
 from trajmill.raw import RawManifest, entry
@@ -180,24 +180,18 @@ def test_a_page_without_files(server, upstream, raw):
 
 def test_a_set_that_is_nowhere(server, upstream, raw):
     publish(upstream, OLD["pbe"][0], "geo_opt_paths/2025.07.02/pbe/pbe_0000.json.bz2")
-    with pytest.raises(RemoteNotFoundError, match="no folder pbesol below any date; see fetch.alexandria"):
+    with pytest.raises(RemoteNotFoundError, match=r"no folder pbesol below any date; see fetch.alexandria"):
         get(server, raw)
 
 
 def test_a_listing_that_was_cut_off_loses_no_files(server, upstream, raw):
     old_layout(upstream)
     get(server, raw, layout="old")
-    whole = serve_page(upstream)
+    whole = autoindex(upstream / "data" / "pbe" / "geo_opt_paths", "/data/pbe/geo_opt_paths/")
     server.pages["/data/pbe/geo_opt_paths/"] = whole[: whole.index(b"aaa_001") - 9]
     with pytest.raises(RemoteContentError, match="the page is cut off"):
         get(server, raw, layout="old")
     assert len(RawManifest.load(raw).files) == 3
-
-
-def serve_page(upstream):
-    from servers.faulty import autoindex
-
-    return autoindex(upstream / "data" / "pbe" / "geo_opt_paths", "/data/pbe/geo_opt_paths/")
 
 
 def test_a_listing_that_moved(server, upstream, raw):

@@ -104,6 +104,15 @@ def test_a_newer_version_takes_the_place_of_the_older(server, raw):
     assert not (raw / V9).exists()
 
 
+def test_the_same_version_of_another_month_takes_its_place_too(server, raw):
+    get(server, raw)
+    again = V6.replace("112023", "012024")
+    shutil.copyfile(DUMP, server.root / "static" / "downloads" / again)
+    publish(server, again)
+    summary = get(server, raw)
+    assert (summary.new, summary.superseded, summary.vanished) == ([again], [V6], [])
+
+
 @pytest.mark.parametrize("place", ["absolute", "other host", "protocol relative", "relative"])
 def test_links_are_joined_to_the_page_s_address(server, raw, place):
     other = server.url.replace("127.0.0.1", "localhost")
@@ -122,7 +131,7 @@ def test_links_are_joined_to_the_page_s_address(server, raw, place):
 @pytest.mark.parametrize("name", ["../../qmdb.sql.gz", "qmdb__v1_x__112023.sql.gz", "qmdb__v1_6__112023.sql.bz2"])
 def test_a_page_without_a_dump(server, raw, name):
     publish(server, name)
-    with pytest.raises(RemoteNotFoundError, match="links to no dump `qmdb__v1_8__022026.sql.gz`; see fetch.oqmd"):
+    with pytest.raises(RemoteNotFoundError, match=r"links to no dump `qmdb__v1_8__022026.sql.gz`; see fetch.oqmd"):
         get(server, raw)
 
 

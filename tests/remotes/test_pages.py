@@ -11,6 +11,7 @@ from trajmill.remotes.pages import Link, links
 
 URL = "http://127.0.0.1/data/pbe/"
 
+# ruff: noqa: E501 (pages as servers make them)
 NGINX = """<html>\r
 <head><title>Index of /data/pbe/</title></head>\r
 <body>\r

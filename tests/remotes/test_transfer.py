@@ -26,8 +26,9 @@ from trajmill.remotes.transfer import Part, Session, Stopped, download
 
 DATA = b"BZh" + random.Random(0).randbytes(150_000)
 OTHER = b"BZh" + random.Random(1).randbytes(150_000)
+SIZE = len(DATA)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-LISTED = {"size": len(DATA), "modified": "2025-07-02T10:10:00"}
+LISTED = {"size": SIZE, "modified": "2025-07-02T10:10:00"}
 NAME = "a.json.bz2"
 
 
@@ -59,7 +60,7 @@ def session(**changes):
     return Session(Fetch(**{"retries": 3, "timeout": 0.4, "min_rate": 10_000.0} | changes))
 
 
-def get(server, target, *, size=len(DATA), etag=None, identity=LISTED, name=NAME, **options):
+def get(server, target, *, size=SIZE, etag=None, identity=LISTED, name=NAME, **options):
     with session(**options) as it:
         return download(it, server.url + name, target, size=size, etag=etag, identity=identity)
 
@@ -69,7 +70,7 @@ def begun(server, target, **options):
     server.plan.arrange(NAME, "cut off")
     with pytest.raises(RemoteUnavailableError):
         get(server, target, retries=0, **options)
-    assert part(target).stat().st_size == len(DATA) // 2
+    assert part(target).stat().st_size == SIZE // 2
     server.log.clear()
 
 
@@ -98,7 +99,7 @@ def test_a_file_is_asked_for_once_by_name_and_as_it_is(server, target):
 
 @pytest.mark.parametrize(
     ("fault", "size"),
-    [(fault, len(DATA)) for fault in FAULTS]
+    [(fault, SIZE) for fault in FAULTS]
     # who lies about the length of a file nobody listed cannot be told from who is honest
     + [(fault, None) for fault in FAULTS if fault not in ("short", "long")],
 )
@@ -116,10 +117,10 @@ LASTING = {
     "reset": (RemoteUnavailableError, "ReadError"),
     "reset at once": (RemoteUnavailableError, "ReadError"),
     "cut off": (RemoteUnavailableError, "peer closed connection"),
-    "short": (RemoteContentError, f"75001 bytes are sent, {len(DATA)} were listed"),
-    "long": (RemoteContentError, f"{len(DATA) + 7} bytes are sent, {len(DATA)} were listed"),
+    "short": (RemoteContentError, f"75001 bytes are sent, {SIZE} were listed"),
+    "long": (RemoteContentError, f"{SIZE + 7} bytes are sent, {SIZE} were listed"),
     "page": (RemoteContentError, "a web page came in place of a .bz2 file"),
-    "page as data": (RemoteContentError, f"{len(PAGE)} bytes are sent, {len(DATA)} were listed"),
+    "page as data": (RemoteContentError, f"{len(PAGE)} bytes are sent, {SIZE} were listed"),
     "drip": (RemoteUnavailableError, "bytes/s over"),
     "silent": (RemoteUnavailableError, "ReadTimeout"),
     "silent midway": (RemoteUnavailableError, "ReadTimeout"),
@@ -226,15 +227,15 @@ def test_the_rest_is_asked_for_and_nothing_else(server, target):
     begun(server, target)
     advanced = []
     with Session(Fetch(), advanced.append) as it:
-        received = download(it, server.url + NAME, target, size=len(DATA), etag=None, identity=LISTED)
+        received = download(it, server.url + NAME, target, size=SIZE, etag=None, identity=LISTED)
     assert received.sha256 == SHA256
     assert nothing_but(target)
     [request] = server.log
-    assert request.range == f"bytes={len(DATA) // 2}-"
+    assert request.range == f"bytes={SIZE // 2}-"
     assert request.headers["if-range"]
     assert request.status == 206
-    assert request.sent == len(DATA) - len(DATA) // 2
-    assert sum(advanced) == len(DATA)
+    assert request.sent == SIZE - SIZE // 2
+    assert sum(advanced) == SIZE
 
 
 def test_progress_counts_each_byte_once(server, target):
@@ -242,8 +243,8 @@ def test_progress_counts_each_byte_once(server, target):
     server.ranges = False
     advanced = []
     with Session(Fetch(retries=9), advanced.append) as it:
-        download(it, server.url + NAME, target, size=len(DATA), etag=None, identity=LISTED)
-    assert sum(advanced) == len(DATA)
+        download(it, server.url + NAME, target, size=SIZE, etag=None, identity=LISTED)
+    assert sum(advanced) == SIZE
 
 
 @pytest.mark.parametrize("if_range", [True, False], ids=["If-Range heeded", "If-Range ignored"])
@@ -300,7 +301,7 @@ def test_a_web_page_does_not_cost_what_has_arrived(server, target):
     begun(server, target, size=None)
     server.plan.arrange(NAME, "page")
     assert get(server, target, size=None).sha256 == SHA256
-    assert [r.range for r in server.log] == [f"bytes={len(DATA) // 2}-"] * 2
+    assert [r.range for r in server.log] == [f"bytes={SIZE // 2}-"] * 2
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_a_part_of_any_length_ends_well(server, target, damage):
     if damage == "gone":
         part(target).unlink()
     else:
-        length = {"empty": 0, "longer": 100_000, "too long": len(DATA) + 5, "a folder's worth": 3 * len(DATA)}[damage]
+        length = {"empty": 0, "longer": 100_000, "too long": SIZE + 5, "a folder's worth": 3 * SIZE}[damage]
         part(target).write_bytes((3 * DATA)[:length])
     assert get(server, target).sha256 == SHA256
     assert nothing_but(target)
@@ -328,7 +329,7 @@ def test_a_part_of_any_length_ends_well(server, target, damage):
 def test_a_part_whose_bytes_changed_is_caught_by_the_checksum(server, target):
     etag = f'"{hashlib.md5(DATA).hexdigest()}"'
     begun(server, target, etag=etag)
-    part(target).write_bytes(bytes(len(DATA) // 2))
+    part(target).write_bytes(bytes(SIZE // 2))
     assert get(server, target, etag=etag).sha256 == SHA256
 
 
@@ -397,7 +398,7 @@ def test_nobody_listens(target):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/{NAME}"
-    with session(retries=1) as it, pytest.raises(RemoteUnavailableError, match="ConnectError.*tried 2 times"):
+    with session(retries=1) as it, pytest.raises(RemoteUnavailableError, match=r"ConnectError.*tried 2 times"):
         download(it, address, target, size=1, etag=None, identity={})
 
 
@@ -424,7 +425,7 @@ def test_a_session_told_to_stop_stops(server, target):
         with pytest.raises(Stopped):
             it.page(server.url)
     assert not target.exists()
-    assert 0 < part(target).stat().st_size < len(DATA)
+    assert 0 < part(target).stat().st_size < SIZE
 
 
 def test_a_full_disk_says_so_and_room_lets_it_go_on(server, tmp_path):

@@ -5,6 +5,7 @@
 
 import contextlib
 import email.utils
+import gzip
 import hashlib
 import html
 import os
@@ -275,40 +276,40 @@ class _Handler(BaseHTTPRequestHandler):
         """Send a body, or what its fault makes of it."""
         fault, half = self.request_.fault, data[: len(data) // 2]
         headers = {**headers, "Content-Length": len(data)}
+        if fault in ("reset", "cut off", "drip", "silent midway", "hold", "unmeasured"):
+            return self._interrupted(headers, data, status, fault)
         if fault == "short":
-            return self._answer(status, headers | {"Content-Length": len(half)}, half)
-        if fault == "long":
-            return self._answer(status, headers | {"Content-Length": len(data) + 7}, data + b"surplus")
-        if fault == "compressed":
-            import gzip
+            data = half
+        elif fault == "long":
+            data += b"surplus"
+        elif fault == "compressed":
+            data, headers["Content-Encoding"] = gzip.compress(data), "gzip"
+        return self._answer(status, headers | {"Content-Length": len(data)}, data)
 
-            packed = gzip.compress(data)
-            return self._answer(status, headers | {"Content-Encoding": "gzip", "Content-Length": len(packed)}, packed)
+    def _interrupted(self, headers, data, status, fault):
+        """Send the first half, and then perhaps the rest."""
+        half = b"" if fault == "drip" else data[: len(data) // 2]
         if fault == "unmeasured":
-            del headers["Content-Length"]
-            self._answer(status, headers | {"Connection": "close"}, half)
-            return self._end()
-        if fault not in ("reset", "cut off", "drip", "silent midway", "hold"):
-            return self._answer(status, headers, data)
-        self._answer(status, headers, b"" if fault == "drip" else half)
+            headers = {**headers, "Content-Length": None, "Connection": "close"}
+        self._answer(status, headers, half)
         if fault == "reset":
             return self._reset()
-        if fault == "cut off":
-            return self._end()
         if fault == "drip":
             for number in range(len(data)):
                 if self.server.closing.wait(0.05):
                     break
                 self._write(data[number : number + 1])
-            return self._end()
-        self._wait(self.server.closing if fault == "silent midway" else self.server.go)
-        return self._write(data[len(half) :])
+        elif fault in ("silent midway", "hold"):
+            self._wait(self.server.closing if fault == "silent midway" else self.server.go)
+            return self._write(data[len(half) :])
+        return self._end()
 
     def _answer(self, status, headers, data):
         self.request_.status = status
         self.send_response_only(status, HTTPStatus(status).phrase)
         for name, value in headers.items():
-            self.send_header(name, str(value))
+            if value is not None:
+                self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
             self._write(data)

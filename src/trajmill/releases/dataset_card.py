@@ -7,35 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-ATTRIBUTION = {
-    "mp": "[Materials Project](https://materialsproject.org), CC BY 4.0: tasks of materials under the licence BY-C.",
-    "alexandria": "[Alexandria](https://alexandria.icams.rub.de), CC BY 4.0.",
-    "oqmd": "[Open Quantum Materials Database](https://oqmd.org), CC BY 4.0.",
-}
-
-CITATIONS = {
-    "mp": """@article{jain2013commentary,
-  title = {Commentary: The Materials Project: A materials genome approach to accelerating materials innovation},
-  author = {Jain, Anubhav and Ong, Shyue Ping and Hautier, Geoffroy and Chen, Wei and Richards, William Davidson and
-            Dacek, Stephen and Cholia, Shreyas and Gunter, Dan and Skinner, David and Ceder, Gerbrand and
-            Persson, Kristin A.},
-  journal = {APL Materials}, volume = {1}, pages = {011002}, year = {2013}, doi = {10.1063/1.4812323}
-}""",
-    "alexandria": """@article{schmidt2024improving,
-  title = {Improving machine-learning models in materials science through large datasets},
-  author = {Schmidt, Jonathan and Cerqueira, Tiago F. T. and Romero, Aldo H. and Loew, Antoine and
-            J{\\"a}ger, Fabian and Wang, Hai-Chen and Botti, Silvana and Marques, Miguel A. L.},
-  journal = {Materials Today Physics}, volume = {48}, pages = {101560}, year = {2024},
-  doi = {10.1016/j.mtphys.2024.101560}
-}""",
-    "oqmd": """@article{kirklin2015open,
-  title = {The Open Quantum Materials Database (OQMD): assessing the accuracy of DFT formation energies},
-  author = {Kirklin, Scott and Saal, James E. and Meredig, Bryce and Thompson, Alex and Doak, Jeff W. and
-            Aykol, Muratahan and R{\\"u}hl, Stephan and Wolverton, Chris},
-  journal = {npj Computational Materials}, volume = {1}, pages = {15010}, year = {2015},
-  doi = {10.1038/npjcompumats.2015.10}
-}""",
-}
+from trajmill.releases.citations import ATTRIBUTION, bibtex, licence_of
 
 ABOUT_ROWS = """
 Each row is a frame; the rows of a trajectory follow each other in the order computed. `initial_structures` holds input
@@ -50,25 +22,51 @@ What is not here was turned away by a rule and counted; a record counts as rejec
 HOW_TO_LOAD = """```python
 from datasets import load_dataset
 
-frames = load_dataset("<this repository or folder>", "{configuration}", split="train")
+here = "<this repository or folder>"
+{examples}
+```
+
+`streaming=True` reads without downloading everything first. As arrays over whole trajectories, from a local copy:
+
+```python
+import trajmill
+
+for trajectory in trajmill.open("<folder>", "{first}").trajectories():
+    trajectory.energy, trajectory.forces, trajectory.stress
 ```"""
+
+CITING = """
+Please cite the sources you use. The columns and the idea of one dataset of these databases are those of LeMat-Traj by
+[LeMaterial](https://huggingface.co/LeMaterial) ([arXiv:2508.20875](https://arxiv.org/abs/2508.20875)).
+""".strip()
+
+HOW_MADE = """
+Version {version} of a trajmill store, by the recipe and from the raw files (their digests) in `trajmill.json`; the same
+version and recipe give the same bytes. `croissant.json` describes files, with their digests, and columns for machines.
+The rows were written with:
+""".strip()
 
 STRESS = {
     "kBar": "kBar, as VASP prints it: positive when the cell is compressed",
     "eV/A^3": "eV/A^3, positive under tension (ASE sign): -(VASP kBar value)/1602.1766208",
 }
 
-SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+SIZES = (
+    *((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")),
+    *((10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B")),
+)
 """Hugging Face's size categories by upper bound."""
 
+TAGS = ("chemistry", "physics", "materials-science", "dft", "interatomic-potentials", "croissant")
 
-def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str, int]) -> str:
+
+def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str, tuple[int, int]]) -> str:
     """Write the README.md of a release.
 
     Args:
         manifest: what the release holds, as in `trajmill.json`.
         schema: its columns.
-        n_bytes: size of each configuration in memory.
+        n_bytes: size of each configuration in memory and on disk.
     """
     sources = sorted({row["source"] for row in manifest["contents"]})
     versions = ", ".join(manifest["packages"].get("trajmill", []))
@@ -91,7 +89,7 @@ def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str,
         "# Relaxation trajectories from DFT",
         f"{sum(manifest['frames'].values()):,} frames from {', '.join(sources)}, unified and curated by trajmill "
         f"{versions} (store version {manifest['store_version']}, schema `{manifest['format']}`).",
-        HOW_TO_LOAD.format(configuration=next(iter(manifest["frames"]))),
+        _how_to_load(manifest["frames"]),
         "## Contents",
         _table(("configuration", "source", "functional", "run type", "trajectories", "frames"), contents),
         ABOUT_ROWS,
@@ -103,12 +101,25 @@ def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str,
         _table(("rule", "frames rejected", "records rejected"), _curation(manifest)),
         "## Columns",
         _table(("column", "type", "unit", "meaning"), (_column(f) for f in schema)),
-        "## Sources, licence and citation",
+        "## Sources and licences",
         "\n".join(f"- {ATTRIBUTION.get(s, s)}" for s in sources),
-        "Please cite the sources you use:",
-        "```bibtex\n" + "\n\n".join(CITATIONS[s] for s in sources if s in CITATIONS) + "\n```",
+        "Licences of the frames, as their sources name them: "
+        + ", ".join(f"{name} ({n:,})" for name, n in manifest["licences"].items())
+        + ".",
+        "## How to cite",
+        CITING,
+        "```bibtex\n" + bibtex(manifest) + "\n```",
+        "## How it was made",
+        HOW_MADE.format(version=manifest["store_version"]),
+        _table(("package", "version"), ((k, ", ".join(v)) for k, v in manifest["packages"].items())),
     ]
     return "\n\n".join(parts)
+
+
+def _how_to_load(frames: dict[str, int]) -> str:
+    """Write one line of Python for each configuration."""
+    lines = [f'{name} = load_dataset(here, "{name}", split="train")  # {n:,} frames' for name, n in frames.items()]
+    return HOW_TO_LOAD.format(examples="\n".join(lines), first=next(iter(frames)))
 
 
 def _curation(manifest: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
@@ -129,29 +140,32 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _front_matter(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str, int]) -> str:
+def _front_matter(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str, tuple[int, int]]) -> str:
     """Write the YAML that the Hub and `datasets` read: configurations, features, sizes, licence."""
     total = sum(manifest["frames"].values())
-    size = next((name for bound, name in SIZES if total < bound), "n>10M")
+    size = next((name for bound, name in SIZES if total < bound), "10B<n<100B")
     lines = [
         "---",
-        "license: cc-by-4.0",
+        f"license: {licence_of(manifest)}",
         "pretty_name: Relaxation trajectories",
+        "task_categories:",
+        "- other",
         "size_categories:",
         f"- {size}",
         "tags:",
     ]
-    lines += [f"- {tag}" for tag in ("chemistry", "materials-science", "dft", "interatomic-potentials")]
+    lines += [f"- {tag}" for tag in TAGS]
     lines.append("configs:")
     for name in manifest["frames"]:
         lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/train-*.parquet"]
     lines.append("dataset_info:")
     for name, n in manifest["frames"].items():
+        in_memory, on_disk = n_bytes[name]
         lines += [f"- config_name: {name}", "  features:"]
         for column in schema:
             lines += [f"  - name: {column.name}", *_feature(column.type, 4)]
-        lines += ["  splits:", "  - name: train", f"    num_bytes: {n_bytes[name]}", f"    num_examples: {n}"]
-        lines += [f"  dataset_size: {n_bytes[name]}"]
+        lines += ["  splits:", "  - name: train", f"    num_bytes: {in_memory}", f"    num_examples: {n}"]
+        lines += [f"  download_size: {on_disk}", f"  dataset_size: {in_memory}"]
     return "\n".join([*lines, "---"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 
 from trajmill.errors import ReleaseError
 from trajmill.recipe import Recipe
+from trajmill.releases.citations import UNLICENSED
+from trajmill.releases.croissant import CROISSANT, croissant
 from trajmill.releases.dataset_card import dataset_card
 from trajmill.releases.reference_energies import ReferenceEnergies
-from trajmill.releases.selection import select
+from trajmill.releases.selection import RELEASE_RULES, select
 from trajmill.schema import FRAME_SCHEMA, METADATA, PUBLISHED, parquet_options
 from trajmill.stores.base import Balance
 from trajmill.stores.delta import DeltaStore
@@ -34,6 +37,9 @@ CONFIGURATIONS = (
 )
 MANIFEST = "trajmill.json"
 """What the release was made of and what it holds."""
+
+E0S = "e0s.json"
+"""Reference energies of isolated atoms."""
 
 ROW_GROUP = 10_000
 """Frames per row group: small enough to stream, large enough to compress."""
@@ -99,11 +105,13 @@ def _export(store: DeltaStore, out: Path, recipe: Recipe, report: Callable[[int]
     shards = {name: _Shards(out / name, schema, recipe.release.rows_per_file) for name in CONFIGURATIONS}
     e0s = ReferenceEnergies()
     contents: dict[tuple[str, ...], tuple[int, int]] = {}
+    licences: Counter[str] = Counter()
     done = 0
     for role, listed in (("frame", files), ("input", inputs)):
         for rows in _rows(listed, left_out):
             if role == "frame":
                 e0s.add(rows)
+            licences.update(_licences(rows))
             for name, part in _by_configuration(rows, role):
                 shards[name].write(_as_released(part, schema, stress_unit))
                 for key, (n_frames, n_runs) in _contents(name, part).items():
@@ -116,10 +124,12 @@ def _export(store: DeltaStore, out: Path, recipe: Recipe, report: Callable[[int]
     for rule, n in zip(left_out["rule"].to_pylist(), left_out["n_frames"].to_pylist(), strict=True):
         rejected[rule] += n
     frames = {name: s.rows for name, s in filled.items()}
-    manifest = _manifest(store, recipe, stress_unit, frames, contents, rejected)
+    manifest = _manifest(store, recipe, stress_unit, frames, contents, licences, rejected)
     _write(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-    _write(out / "e0s.json", json.dumps(e0s.solve(), indent=1))
-    _write(out / "README.md", dataset_card(manifest, schema, {name: s.n_bytes for name, s in filled.items()}))
+    _write(out / E0S, json.dumps(e0s.solve(), indent=1))
+    n_bytes = {name: (s.n_bytes, sum(f.stat().st_size for f in s.folder.iterdir())) for name, s in filled.items()}
+    _write(out / "README.md", dataset_card(manifest, schema, n_bytes))
+    _write(out / CROISSANT, json.dumps(croissant(manifest, schema, out), indent=1))
     return ReleaseSummary(out, frames, dict(rejected))
 
 
@@ -244,6 +254,12 @@ class _Shards:
         return self.rows
 
 
+def _licences(rows: pa.Table) -> dict[str, int]:
+    """Count frames by the licence of their record."""
+    counted = pc.value_counts(pc.fill_null(rows["license"], UNLICENSED)).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in counted}
+
+
 def _contents(configuration: str, rows: pa.Table) -> dict[tuple[str, ...], tuple[int, int]]:
     """Count frames and trajectories (by their final frames) by configuration, source, functional and run type."""
     if configuration == "initial_structures":  # one frame each, and no final one
@@ -261,6 +277,7 @@ def _manifest(
     stress_unit: str,
     frames: dict[str, int],
     contents: dict[tuple[str, ...], tuple[int, int]],
+    licences: Counter[str],
     rejected: Counter[str],
 ) -> dict[str, Any]:
     """Describe the release; nothing in it depends on when or where it was made."""
@@ -271,16 +288,42 @@ def _manifest(
         "format": recipe.release.format,
         "stress_unit": stress_unit,
         "packages": store.versions(),
-        "rules": recipe.rules.model_dump(mode="json"),
+        "recipe": {  # rows by what they were built with, which the release's own recipe need not be
+            "build": store.built_with(),
+            "rules": recipe.rules.model_dump(mode="json", include=set(RELEASE_RULES)),
+            "release": recipe.release.model_dump(mode="json"),
+        },
+        "raw": _raw(store),
         "frames": frames,
         "contents": [
             {**dict(zip(keys, key, strict=True)), "frames": n_frames, "trajectories": n_runs}
             for key, (n_frames, n_runs) in sorted(contents.items())
         ],
+        "licences": dict(sorted(licences.items())),
         "read": {"records": balance.records, "frames": balance.frames},
         "rejected_at_build": dict(sorted(balance.rejected.items())),
         "records_rejected_at_build": dict(sorted(balance.records_rejected.items())),
         "rejected_at_release": dict(sorted(rejected.items())),
+    }
+
+
+def _raw(store: DeltaStore) -> dict[str, Any]:
+    """Return, by source, a digest of the raw content the rows were made of, and the upstream version where it is known.
+
+    `manifest` is the digest of the raw manifest: of all files that were fetched, also those that hold no record.
+    """
+    by_source: dict[str, list[str]] = {}
+    for asset, raw in sorted(store.raw_digests().items()):
+        by_source.setdefault(asset.partition("/")[0], []).append(f"{asset} {raw}\n")
+    upstream = store.upstream()
+    return {
+        source: {
+            "assets": len(lines),
+            "digest": hashlib.sha256("".join(lines).encode()).hexdigest(),
+            "upstream": upstream.get(source, {}).get("version"),
+            "manifest": upstream.get(source, {}).get("digest"),
+        }
+        for source, lines in by_source.items()
     }
 
 

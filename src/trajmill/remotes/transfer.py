@@ -134,7 +134,9 @@ class Session:
             try:
                 return attempt()
             except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as problem:
-                raise RemoteNotFoundError(f"{what}: no web address ({problem}); see the recipe's section fetch") from None
+                raise RemoteNotFoundError(
+                    f"{what}: no web address ({problem}); see the recipe's section fetch"
+                ) from None
             except (Again, httpx2.RequestError) as problem:
                 again = problem if isinstance(problem, Again) else Again(_in_words(problem))
             fruitless = 1 if got() - most >= FRUITFUL else fruitless + 1

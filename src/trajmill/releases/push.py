@@ -1,0 +1,56 @@
+"""Push a release to the Hugging Face Hub or to an address: checked before, verified after, repeated at will."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from trajmill.errors import PublishError
+from trajmill.releases.addresses import push_to_address
+from trajmill.releases.hub import Wish, push_to_hub
+from trajmill.releases.shipment import Progress, PushSummary, check
+
+HUB_URL = "hf://datasets/"
+
+
+def push(
+    release: Path,
+    target: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    progress: Progress = lambda *_: None,
+) -> PushSummary:
+    """Push a release; files that are at the target already are not sent again.
+
+    Args:
+        release: its folder.
+        target: a dataset repository `namespace/name` of the Hub, or a folder (absolute, or with a leading `./`) or
+            URL that fsspec knows.
+        private: Hub only: a new repository is private, and an existing one must be.
+        revision: Hub only: branch to commit to.
+        create_pr: Hub only: open a pull request.
+        progress: told what is being done, bytes done and bytes in all.
+
+    Raises:
+        ReleaseError: the folder does not hold a whole release.
+        PublishError: wrong target, or the push failed.
+    """
+    repo_id = _repository(target)
+    if repo_id is None and (private or revision or create_pr):
+        raise PublishError(f"{target}: --private, --revision and --create-pr are for the Hugging Face Hub")
+    files = check(release, progress)
+    if repo_id is None:
+        return push_to_address(files, target, progress)
+    return push_to_hub(files, repo_id, Wish(private, revision, create_pr))
+
+
+def _repository(target: str) -> str | None:
+    """Return the repository that a target names; None for an address."""
+    if not target.startswith("hf://") and ("://" in target or target.startswith(("/", ".", "~"))):
+        return None
+    repo_id = target.removeprefix(HUB_URL)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
+        raise PublishError(f"{target}: write namespace/name for a dataset of the Hub, ./folder or a URL for an address")
+    return repo_id
