@@ -20,7 +20,7 @@ from trajmill.raw import JOURNAL, MANIFEST, Journal, RawFile, RawManifest
 from trajmill.recipe import Recipe
 from trajmill.remotes import open_remote
 from trajmill.remotes.base import Remote, RemoteFile, Stage
-from trajmill.remotes.transfer import Received, Session, _disk
+from trajmill.remotes.transfer import Received, Session, plain_disk_errors
 
 LOCK = "trajmill-raw.lock"
 RESERVE = 1 << 28
@@ -123,7 +123,7 @@ def fetch(
     with Session(recipe.fetch, listener.advanced, listener.noted) as session:
         if dry_run:
             return _Fetch(remote, root, session, listener).run(dry=True)
-        with _disk(root):
+        with plain_disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             lock = Lock(root / LOCK)
         with lock:
@@ -204,7 +204,7 @@ class _Fetch:
 
         def get(file: RemoteFile) -> RawFile:
             received = file.get(self.session, self.root / file.path)
-            with _disk(self.root):
+            with plain_disk_errors(self.root):
                 found = _entry(self.root, file, received)
                 self.journal.add(found)
             return found
@@ -240,7 +240,7 @@ class _Fetch:
             files=files,
             dropped={path: why for path, why in dropped.items() if path not in files},
         )
-        with _disk(self.root):
+        with plain_disk_errors(self.root):
             after.save(self.root)
             if prune:
                 summary.pruned = sorted(path for path in after.dropped if (self.root / path).exists())

@@ -364,7 +364,8 @@ def test_a_web_page_in_place_of_a_listing(tmp_path, raw):
 
 
 FETCH = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from pathlib import Path
 from trajmill.fetcher import fetch
 from trajmill.recipe import Recipe

@@ -99,7 +99,7 @@ def test_a_file_is_asked_for_once_by_name_and_as_it_is(server, target):
 
 @pytest.mark.parametrize(
     ("fault", "size"),
-    [(fault, SIZE) for fault in FAULTS]
+    [(fault, SIZE) for fault in (*FAULTS, "unmeasured", "compressed", "silent midway", "nothing")]
     # who lies about the length of a file nobody listed cannot be told from who is honest
     + [(fault, None) for fault in FAULTS if fault not in ("short", "long")],
 )

@@ -23,7 +23,7 @@ from trajmill.remotes.delta_tables import actions, one_line, open_table, utc
 from trajmill.remotes.mp_wanted import Licences, Wanted
 from trajmill.remotes.parquet_copy import ObjectStream, Selection, TableCopy, gathered, open_parquet
 from trajmill.remotes.s3 import Bucket
-from trajmill.remotes.transfer import Again, Received, Session, _disk
+from trajmill.remotes.transfer import Again, Received, Session, plain_disk_errors
 from trajmill.sources.parquet_tables import DataFile
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class TableFile:
     def get(self, session: Session, target: Path) -> Received:
         """Copy what is selected; see `RemoteFile.get`. A failed attempt begins anew: Parquet cannot be continued."""
         part = target.with_name(f"{target.name}.part")
-        with _disk(target):
+        with plain_disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             left_out = session.persist(self.uri, lambda: self._attempt(session, part))
             with part.open("rb") as file:

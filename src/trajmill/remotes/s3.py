@@ -40,7 +40,12 @@ class Bucket:
             region=options.region,
             skip_signature=True,
             virtual_hosted_style_request=False,
-            client_options={"user_agent": USER_AGENT, "allow_http": True, "timeout": timedelta(seconds=10 * seconds)},
+            client_options={
+                "user_agent": USER_AGENT,
+                "allow_http": True,
+                "timeout": timedelta(seconds=10 * seconds),
+                "read_timeout": timedelta(seconds=seconds),
+            },
             retry_config={
                 "max_retries": session.options.retries,
                 "retry_timeout": timedelta(seconds=60 + seconds * (1 + session.options.retries)),

@@ -95,10 +95,8 @@ class Session:
         self.options, self.advance, self.note = options, advance, note
         self.stop = threading.Event()
         self.client = httpx2.Client(
-            headers={
-                "User-Agent": USER_AGENT,
-                "Accept-Encoding": "identity",
-            },  # sizes and digests are of the bytes sent
+            # sizes and digests are of the bytes sent
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
             timeout=options.timeout,
             follow_redirects=True,
             limits=httpx2.Limits(max_connections=options.connections),
@@ -221,7 +219,7 @@ def download(
         FetchError: it cannot be had; its subclasses say why.
         Stopped: the session was told to stop.
     """
-    with _disk(target):
+    with plain_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Part(target, identity, size, etag, session.advance)
         session.persist(url, lambda: _attempt(session, url, part), lambda: part.n_bytes)
@@ -414,7 +412,7 @@ def _announced(response: httpx2.Response) -> dict[str, Any]:
 
 
 @contextmanager
-def _disk(target: Path) -> Iterator[None]:
+def plain_disk_errors(target: Path) -> Iterator[None]:
     """Turn a full disk and its kin into one line that says what to do."""
     try:
         yield
