@@ -617,8 +617,8 @@ def test_a_missing_column_is_named(s3, upstream, column):
 def test_missing_columns_of_the_other_tables_are_named(s3, upstream):
     write_tables(upstream.full)
     place = upstream.full / "core" / "tasks"
-    rows = pa.Table.from_pylist([sic_task()], TASKS).drop_columns(["input"])
-    write_deltalake(place, rows, mode="overwrite", schema_mode="overwrite")
+    shutil.rmtree(place)  # deltalake 1.6.0 cannot take a column out of a table
+    write_deltalake(place, pa.Table.from_pylist([sic_task()], TASKS).drop_columns(["input"]))
     upstream.publish()
     with pytest.raises(RemoteContentError, match=r"has no column input\.incar, input\.parameters;"):
         Fetched(upstream.local).run(remote(s3))
