@@ -76,17 +76,15 @@ def fetch(
     Can be stopped at any moment: run again to go on where it was.
     """
     from trajmill.fetcher import fetch as run
-    from trajmill.report import FetchProgress, print_fetch
+    from trajmill.report import FetchProgress
 
     chosen = _recipe(recipe, settings, {"fetch.mp.layout": layout})
     places = _places(chosen, sources, dest, Path("raw"))
-    failed = False
-    for source, root in places.items():
-        with FetchProgress() as progress:
-            summary = run(source, root, chosen, dry_run=dry_run, prune=prune, listener=progress)
-        print_fetch(summary, dry_run=dry_run)
-        failed |= bool(summary.failed)
-    if failed:
+    with FetchProgress() as progress:
+        fetched = [
+            run(name, root, chosen, dry_run=dry_run, prune=prune, listener=progress) for name, root in places.items()
+        ]
+    if any(summary.failed for summary in fetched):
         raise typer.Exit(1)
 
 
@@ -107,7 +105,7 @@ def update(
 
     Without --raw, the sources that the recipe gives a path are updated.
     """
-    from trajmill.report import BuildProgress, FetchProgress, print_fetch, print_summary
+    from trajmill.report import BuildProgress, FetchProgress, print_summary
     from trajmill.updater import update as run
 
     chosen = _recipe(recipe, settings, {"store.path": out, "engine.workers": workers})
@@ -116,8 +114,6 @@ def update(
     chosen = chosen.with_paths({name: places.get(name) for name in SOURCES})
     with FetchProgress() as fetching, BuildProgress() as building:
         summary = run(chosen, dry_run=dry_run, prune=prune, fetching=fetching, building=building)
-    for fetched in summary.fetched:
-        print_fetch(fetched, dry_run=dry_run)
     if summary.built:
         print_summary(summary.built, chosen.store.path)
         if summary.built.stopped:

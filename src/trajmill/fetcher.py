@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -36,6 +36,7 @@ class FetchSummary:
 
     Attributes:
         source, layout, root: what was fetched and where to.
+        dry_run: whether nothing was done.
         version: upstream's version of each part.
         new, changed, unchanged: paths of the files upstream has; new and changed ones were fetched.
         vanished: paths upstream no longer has; they were kept.
@@ -50,6 +51,7 @@ class FetchSummary:
     source: str
     layout: str
     root: Path
+    dry_run: bool = False
     version: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -86,8 +88,8 @@ class FetchListener:
     def noted(self, text: str) -> None:
         """Told in words what went wrong and is tried again."""
 
-    def ended(self) -> None:
-        """Told when a fetch is over."""
+    def ended(self, summary: FetchSummary) -> None:
+        """Told when a fetch is over, unless it ended with an error."""
 
 
 def fetch(
@@ -122,27 +124,40 @@ def fetch(
     remote = open_remote(source, recipe)
     with Session(recipe.fetch, listener.advanced, listener.noted) as session:
         if dry_run:
-            return _Fetch(remote, root, session, listener).run(dry=True)
-        with plain_disk_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
-            lock = Lock(root / LOCK)
-        with lock:
-            if lock.holder is not None:
-                raise FetchError(
-                    f"{root}: another fetch (process {lock.holder}) is at work here; wait for it or stop it"
-                )
-            work = _Fetch(remote, root, session, listener)
-            summary = work.run()
-            if not summary.failed:
-                work.settle(prune=prune)
-            listener.ended()
-            return summary
+            summary = _Fetch(remote, root, session, listener, dry_run=True).run()
+        else:
+            with _alone(root):
+                work = _Fetch(remote, root, session, listener)
+                summary = work.run()
+                if not summary.failed:
+                    work.settle(prune=prune)
+    listener.ended(summary)
+    return summary
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Make the folder and keep other fetches out of it.
+
+    Raises:
+        DiskSpaceError: it cannot be written.
+        FetchError: another fetch is at work.
+    """
+    with plain_disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = Lock(root / LOCK)
+    with lock:
+        if lock.holder is not None:
+            raise FetchError(f"{root}: another fetch (process {lock.holder}) is at work here; wait for it or stop it")
+        yield
 
 
 class _Fetch:
     """One fetch, from listing to manifest."""
 
-    def __init__(self, remote: Remote, root: Path, session: Session, listener: FetchListener) -> None:
+    def __init__(
+        self, remote: Remote, root: Path, session: Session, listener: FetchListener, *, dry_run: bool = False
+    ) -> None:
         self.remote, self.root, self.session, self.listener = remote, root, session, listener
         self.before = RawManifest.load(root) or RawManifest(source=remote.name, layout=remote.layout)
         if (self.before.source, self.before.layout) != (remote.name, remote.layout):
@@ -152,18 +167,17 @@ class _Fetch:
         self.known = {**self.before.files, **self.journal.read()}
         self.listed: dict[str, RawFile | None] = {}
         self.replaced: set[str] = set()
-        self.summary = FetchSummary(
-            source=remote.name, layout=remote.layout, root=root, free=shutil.disk_usage(_existing(root)).free
-        )
+        free = shutil.disk_usage(_existing(root)).free
+        self.summary = FetchSummary(source=remote.name, layout=remote.layout, root=root, dry_run=dry_run, free=free)
 
-    def run(self, *, dry: bool = False) -> FetchSummary:
+    def run(self) -> FetchSummary:
         """List what upstream has and fetch what is not here."""
         self.listener.listing(self.remote.name)
         for stage in _in_thread(self.remote.stages(self.session, self.root), self.session):
             self.summary.version |= stage.version
             wanted = [file for file in stage.files if not self._have(file)]
             self.listener.planned(self.remote.name, len(wanted), sum(file.n_bytes for file in wanted))
-            if not dry:
+            if not self.summary.dry_run:
                 self._check_room(wanted)
                 self._get_all(wanted)
             if self.summary.failed:

@@ -144,9 +144,10 @@ class FetchProgress(FetchListener):
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def ended(self) -> None:
-        """Show nothing more; see `FetchListener.ended`."""
+    def ended(self, summary: FetchSummary) -> None:
+        """Say what was done, on standard output; see `FetchListener.ended`."""
         self._bar.stop()
+        print_fetch(summary)
 
     def listing(self, source: str) -> None:
         """Show it; see `FetchListener.listing`."""
@@ -275,15 +276,14 @@ def print_summary(summary: BuildSummary, store: object) -> None:
         _print("stopped before all was done; run the same command again to go on")
 
 
-def print_fetch(summary: FetchSummary, *, dry_run: bool = False) -> None:
+def print_fetch(s: FetchSummary) -> None:
     """Say what a fetch did, or would do."""
-    s = summary
     amount = f"{'at most ' if s.at_most else ''}{decimal(s.n_bytes)}"
     counts = f"{len(s.new):,} new, {len(s.changed):,} changed, {len(s.unchanged):,} unchanged files"
-    _print(f"{s.root}: {s.source} ({s.layout}): {counts}; {amount}{' to fetch' if dry_run else ''}")
+    _print(f"{s.root}: {s.source} ({s.layout}): {counts}; {amount}{' to fetch' if s.dry_run else ''}")
     if s.version:
         _print("upstream: " + ", ".join(f"{part} {version}" for part, version in sorted(s.version.items())))
-    if dry_run:
+    if s.dry_run:
         room = "the disk can hold that" if s.fits else "TOO LITTLE"
         _print(f"{decimal(s.free)} free: {room}")
     for word, paths in (
