@@ -201,6 +201,15 @@ def benchmark_builds() -> str:
     return table(("source", *head.values()), rows)
 
 
+def fetch_cost() -> str:
+    """Write what fetching costs beside curl."""
+    measured = json.loads((ROOT / "benchmarks" / "fetch.json").read_text("utf-8"))
+    head = {"wall_s": "wall time, s", "cpu_s": "CPU time, s", "peak_mb": "peak memory, MB"}
+    rows = ([name, *(str(result[key]) for key in head)] for name, result in measured["results"].items())
+    what = f"{measured['gigabytes']:.2f} GB in {measured['files']} files, 4 at a time"
+    return table((what, *head.values()), rows)
+
+
 def estimates() -> str:
     """Write what a million frames, and as many as were published, take to build at the measured rates."""
     largest = {r["source"]: r["build"] for r in _measured()}  # corpora grow
@@ -231,6 +240,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmark-stages": benchmark_stages,
     "benchmark-builds": benchmark_builds,
     "estimates": estimates,
+    "fetch-cost": fetch_cost,
     **{f"recipe.{s}": lambda s=s: keys(s) for s in SECTIONS},
     **{f"recipe.rules.{s}": lambda s=s: keys(f"rules.{s}") for s in recipe.Rules.model_fields},
 }
