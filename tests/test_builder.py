@@ -21,7 +21,7 @@ from making import content
 from trajmill.builder import Listener, build
 from trajmill.engines.base import Done, Lost
 from trajmill.errors import RecipeError, SourceError, StoreError
-from trajmill.raw import RawFile, RawManifest
+from trajmill.raw import JOURNAL, RawFile, RawManifest
 from trajmill.stores.delta import DeltaStore
 
 NAMES = ["mp/a.raw", "mp/b.raw", "mp/c.raw", "mp/d.raw"]
@@ -297,10 +297,11 @@ def manifest(raw, names, **dropped):
     """Write the raw manifest that a fetch would leave."""
     files = {
         name: RawFile(
-            path=name, uri="", remote={}, modified=None, size=0, mtime_ns=0, sha256=name, fetched_at="", part_of="set"
+            path=name, uri="", remote={}, modified=None, size=(raw / name).stat().st_size, mtime_ns=0, sha256=name,
+            fetched_at="", part_of="set",
         )
         for name in names
-    }
+    }  # fmt: skip
     RawManifest(source="mp", version={"set": "2"}, files=files, dropped=dropped).save(raw)
     return [f"mp.path={json.dumps(str(raw))}"]
 
@@ -316,12 +317,37 @@ def test_rows_of_replaced_raw_files_go_when_all_else_is_done(raw, store, build_h
     assert DeltaStore(store).assets() == NAMES
     assert DeltaStore(store).upstream() == {}, "the version moved before all was committed"
     fakes.write_raw(raw, "b", seed=1, records=11)
+    manifest(raw, ["a.raw", "b.raw"], **{"d.raw": "superseded", "c.ra": "superseded"})
     summary = build_here(*settings)
     assert (summary.dropped, summary.vanished) == (["mp/d.raw"], ["mp/c.raw"])
     assert DeltaStore(store).assets() == NAMES[:3]
     assert DeltaStore(store).upstream() == {"mp": {"version": {"set": "2"}, "digest": RawManifest.load(raw).digest}}
     version = summary.version
     assert build_here(*settings).version == version
+
+
+@pytest.mark.parametrize("lacking", ["a file is gone", "a fetch is under way", "another folder without a manifest"])
+def test_no_version_is_claimed_that_the_raw_files_do_not_bear_out(raw, store, build_here, lacking):
+    settings = manifest(raw, ["a.raw", "b.raw", "c.raw", "d.raw"])
+    build_here(*settings)
+    assert DeltaStore(store).upstream()["mp"]["version"] == {"set": "2"}
+    if lacking == "a file is gone":
+        (raw / "d.raw").unlink()
+    elif lacking == "a fetch is under way":
+        (raw / JOURNAL).touch()
+    else:
+        settings = []
+    build_here(*settings)
+    assert DeltaStore(store).upstream() == {}
+
+
+def test_a_file_that_the_manifest_beside_it_does_not_name(raw):
+    """An older dump, built by name, has nothing of what the manifest says of the newest."""
+    manifest(raw, ["a.raw"])
+    recipe = fakes.load(None, [f"oqmd.path={json.dumps(str(raw / 'b.raw'))}"])
+    assert trajmill.builder._manifest(recipe, "oqmd") is None
+    recipe = fakes.load(None, [f"oqmd.path={json.dumps(str(raw / 'a.raw'))}"])
+    assert trajmill.builder._manifest(recipe, "oqmd").files.keys() == {"a.raw"}
 
 
 def test_rows_of_a_file_that_came_back_are_built_again(raw, store, build_here, first):

@@ -42,9 +42,10 @@ def save(root, *files, **changes):
 
 text = st.text(max_size=20)
 plain = st.recursive(st.none() | st.booleans() | st.integers() | text, lambda x: st.lists(x) | st.dictionaries(text, x))
+places = text.filter(raw.is_place)
 entries = st.builds(
     RawFile,
-    path=text,
+    path=places,
     uri=text,
     remote=st.dictionaries(text, plain, max_size=3),
     modified=st.none() | text,
@@ -59,7 +60,7 @@ entries = st.builds(
 
 
 @settings(max_examples=25)
-@given(st.lists(entries, max_size=4), st.dictionaries(text, text), st.dictionaries(text, text))
+@given(st.lists(entries, max_size=4), st.dictionaries(text, text), st.dictionaries(places, text))
 def test_a_manifest_comes_back_as_it_was(tmp_path_factory, files, version, dropped):
     root = tmp_path_factory.mktemp("raw")
     files = {file.path: file for file in files}
@@ -178,8 +179,12 @@ def test_an_entry_is_of_the_file_that_was_fetched_and_of_no_other(tmp_path):
     save(tmp_path, known)
     assert raw.entry(tmp_path, path) == known
     assert raw.entry(tmp_path, tmp_path / "other") is None
+    os.utime(path, ns=(0, known.mtime_ns + 1))  # as after copying the folder: the content tells
+    assert raw.entry(tmp_path, path) == dataclasses.replace(known, mtime_ns=known.mtime_ns + 1)
+    path.write_bytes(b"BZx")
     os.utime(path, ns=(0, known.mtime_ns + 1))
     assert raw.entry(tmp_path, path) is None
+    path.write_bytes(b"BZh")
     os.utime(path, ns=(0, known.mtime_ns))
     assert raw.entry(tmp_path, path) == known
     path.write_bytes(b"BZh and more")
@@ -187,6 +192,27 @@ def test_an_entry_is_of_the_file_that_was_fetched_and_of_no_other(tmp_path):
     assert raw.entry(tmp_path, path) is None
     path.unlink()
     assert raw.entry(tmp_path, path) is None
+
+
+def test_what_an_unfinished_fetch_has_replaced_is_known_too(tmp_path):
+    save(tmp_path, a_file(tmp_path))
+    newer = a_file(tmp_path, content=b"BZh and more", modified="2026-01-01T00:00:00")
+    assert raw.entry(tmp_path, tmp_path / newer.path) is None
+    Journal(tmp_path).add(newer)
+    assert raw.entry(tmp_path, tmp_path / newer.path) == newer
+
+
+@pytest.mark.parametrize("path", ["../victim", "/victim", MANIFEST])
+def test_a_manifest_that_names_places_outside_is_refused(tmp_path, path):
+    save(tmp_path, dropped={path: "pruned"})
+    with pytest.raises(SourceError, match="which is no place in its folder"):
+        RawManifest.load(tmp_path)
+
+
+def test_an_unreadable_manifest_is_no_missing_one(tmp_path):
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(SourceError, match="cannot be read"):
+        RawManifest.load(tmp_path)
 
 
 def test_the_recorded_digest_is_used_while_the_file_is_the_one_that_was_fetched(tmp_path, monkeypatch):

@@ -34,7 +34,9 @@ def another(info):
     if isinstance(info.default, bool):
         return not info.default
     if isinstance(info.default, (int, float)):
-        return info.default + 1
+        return info.default / 2 if isinstance(info.default, float) else info.default + 1
+    if isinstance(info.default, str) and info.default.startswith("http"):
+        return "http://localhost"
     if isinstance(info.default, tuple):
         return info.default[:-1]
     return {} if isinstance(info.default, dict) else "somewhere"

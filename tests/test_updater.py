@@ -6,16 +6,20 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
+import chores
 from making import DATA, content
 from mp_samples import REAL, documents
 from servers.faulty import serve
 from servers.moto_s3 import s3_server
-from trajmill.errors import RecipeError, RemoteUnavailableError
+from trajmill.builder import build
+from trajmill.errors import RecipeError, StoreError
 from trajmill.fetcher import fetch
 from trajmill.raw import RawManifest
 from trajmill.recipe import load
@@ -152,7 +156,7 @@ def test_a_newer_dump_replaces_the_rows_of_the_older(upstream, web, tmp_path):
     dumps = {a.split("/")[1] for a in DeltaStore(tmp_path / "store").assets() if a.startswith("oqmd/")}
     assert dumps == {DUMPS["1.10"]}
     assert {a.split("/")[1] for a in summary.built.dropped} == {DUMPS["1.6"]}
-    assert DeltaStore(tmp_path / "store").upstream()["oqmd"]["version"] == {"dump": "1.10"}
+    assert DeltaStore(tmp_path / "store").upstream()["oqmd"]["version"] == {"dump": "1.10 of 2026-02"}
     update(recipe(upstream, tmp_path), prune=True)
     assert not (tmp_path / "raw/oqmd" / DUMPS["1.6"]).exists()
 
@@ -166,17 +170,92 @@ def test_nothing_moves_when_a_file_cannot_be_had(upstream, web, tmp_path):
     upstream.plan.arrange("alex_go_aaa_003.json.bz2", "forbidden")
     summary = update(recipe(upstream, tmp_path))
     assert list(summary.fetched[0].failed) == shards(3)
-    assert summary.built is None
+    assert summary.failed == {"alexandria": f"{shards(3)[0]} could not be fetched"}
+    assert {name.split("/")[0] for name in summary.built.unchanged} == {"oqmd"}, "the other source was not built"
     assert RawManifest.load(tmp_path / "raw/alexandria") == manifest
     assert (content(tmp_path / "store"), DeltaStore(tmp_path / "store").version) == (before, version)
     assert sorted(update(recipe(upstream, tmp_path)).built.built) == assets(1, 3)
 
 
-def test_a_server_that_is_down_is_one_clear_error(upstream, web, tmp_path):
+def test_a_source_that_is_down_does_not_hold_up_another(upstream, web, tmp_path):
     update(recipe(upstream, tmp_path))
     upstream.plan.arrange("/geo_opt_paths/", "unavailable", times=9)
-    with pytest.raises(RemoteUnavailableError, match="the server answers 503"):
+    upstream.pages |= publish_oqmd(web, "1.6", "1.10")
+    summary = update(recipe(upstream, tmp_path))
+    assert "the server answers 503" in summary.failed["alexandria"]
+    assert {name.split("/")[1] for name in summary.built.built} == {DUMPS["1.10"]}
+    assert assets(0)[0] in DeltaStore(tmp_path / "store").assets()
+
+
+def test_where_the_store_cannot_be_is_said_before_anything_is_fetched(upstream, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/mine.txt").touch()
+    with pytest.raises(StoreError, match="not empty and no trajmill store"):
         update(recipe(upstream, tmp_path))
+    assert not upstream.log
+
+
+def test_an_accident_upstream_changes_nothing_here(upstream, web, tmp_path):
+    """A page that lists an older dump for a while, or a dump of which only a part is there yet."""
+    upstream.pages |= publish_oqmd(web, "1.6", "1.10")
+    update(recipe(upstream, tmp_path))
+    before = content(tmp_path / "store")
+    upstream.pages |= publish_oqmd(web, "1.6")
+    summary = update(recipe(upstream, tmp_path), prune=True)
+    assert "upstream has gone back from dump 1.10 of 2026-02 to 1.6 of 2023-11" in summary.failed["oqmd"]
+    newest = "qmdb__v1_11__032026.sql.gz"
+    upstream.pages["/download/"] = PAGE.format(ENTRY.format("1.11", newest)).encode()
+    (web / "static/downloads" / newest).write_bytes((DATA / "oqmd" / DUMPS["1.6"]).read_bytes()[:30_000])
+    summary = update(recipe(upstream, tmp_path), prune=True)
+    assert "is it still being published?" in summary.failed["oqmd"]
+    assert content(tmp_path / "store") == before
+    assert (tmp_path / "raw/oqmd" / DUMPS["1.10"]).exists()
+    accepting = recipe(upstream, tmp_path, "fetch.min_share=0.1")
+    assert fetch("oqmd", tmp_path / "raw/oqmd", accepting).new == [newest]
+
+
+def test_a_copied_folder_is_neither_fetched_nor_built_again(upstream, tmp_path):
+    """Times on disk are other ones then; the content tells."""
+    update(recipe(upstream, tmp_path))
+    before = content(tmp_path / "store")
+    for path in (tmp_path / "raw").rglob("*.*z*"):
+        os.utime(path, ns=(1, 1))
+    upstream.log.clear()
+    summary = update(recipe(upstream, tmp_path))
+    assert [len(fetched.unchanged) for fetched in summary.fetched] == [3, 1]
+    assert not upstream.asked(".bz2")
+    assert summary.built.built == {}
+    assert content(tmp_path / "store") == before
+    assert RawManifest.load(tmp_path / "raw/oqmd").files[DUMPS["1.6"]].mtime_ns == 1, "to be digested each time"
+
+
+def test_a_build_between_two_versions(upstream, web, tmp_path):
+    """A file was replaced, another could not be had: the rows of what is there, with their date, and no claim."""
+    update(recipe(upstream, tmp_path))
+    change(web)
+    upstream.plan.arrange("alex_go_aaa_003.json.bz2", "forbidden")
+    update(recipe(upstream, tmp_path))
+    summary = build(recipe(upstream, tmp_path))
+    assert sorted(summary.built) == assets(1)
+    [(_, path, _)] = DeltaStore(tmp_path / "store").files("frame", assets(1)[0])
+    assert None not in pq.read_table(path)["last_modified"].to_pylist()
+    assert DeltaStore(tmp_path / "store").upstream().keys() == {"oqmd"}
+    assert sorted(update(recipe(upstream, tmp_path)).built.built) == assets(3)
+    assert DeltaStore(tmp_path / "store").upstream().keys() == {"alexandria", "oqmd"}
+
+
+def test_sets_that_were_not_asked_for_are_left_alone(upstream, web, tmp_path):
+    folder = web / "data/pbesol/geo_opt_paths"
+    folder.mkdir(parents=True)
+    write_shard(folder / "alex_ps_go_000.json.bz2", "pbesol/geo_opt_paths/alex_ps_go_000.json.bz2")
+    both = recipe(upstream, tmp_path, "fetch.alexandria.sets=['pbe','pbesol']")
+    update(both)
+    before = content(tmp_path / "store")
+    narrow = update(recipe(upstream, tmp_path), prune=True)
+    assert narrow.fetched[0].unasked == ["pbesol/geo_opt_paths/alex_ps_go_000.json.bz2"]
+    assert (narrow.fetched[0].vanished, narrow.fetched[0].pruned, narrow.built.dropped) == ([], [], [])
+    assert content(tmp_path / "store") == before
+    assert update(both).built.built == {}
 
 
 def test_a_dry_run_touches_nothing(upstream, tmp_path):
@@ -261,22 +340,23 @@ def test_the_commands(upstream, web, tmp_path):
     assert dry.returncode == 0, dry.stderr
     assert "3 new, 0 changed, 0 unchanged files" in dry.stdout
     assert "to fetch" in dry.stdout
-    assert "the disk can hold that" in dry.stdout
+    assert "together " in dry.stdout
+    assert dry.stdout.count("the disk can hold that") == 3
     assert not raw.exists()
     done = trajmill("fetch", "oqmd", "--dest", raw, *flags(upstream))
     assert "1 new, 0 changed, 0 unchanged files; 63.6 kB" in done.stdout
-    assert "upstream: dump 1.6" in done.stdout
+    assert "upstream: dump 1.6 of 2023-11" in done.stdout
     updated = trajmill(
         "update", "--source", "alexandria", "--source", "oqmd", "--raw", raw, "--out", store, "--workers", 1,
         *flags(upstream),
     )  # fmt: skip
     assert updated.returncode == 0, updated.stderr
-    assert "0 new, 0 changed, 1 unchanged files" in updated.stdout
+    assert "0 new, 0 changed, 1 unchanged file" in updated.stdout
     assert re.search(r"store: version \d+; \d assets built, 0 unchanged", updated.stdout)
     (web / PBE / "alex_go_aaa_002.json.bz2").unlink()
     pruned = trajmill("update", "--source", "alexandria", "--raw", raw, "--out", store, "--prune", *flags(upstream))
-    assert "1 files deleted:\n  pbe/geo_opt_paths/alex_go_aaa_002.json.bz2" in pruned.stdout
-    assert "1 assets whose raw files were replaced or pruned were removed" in pruned.stdout
+    assert "1 file deleted:\n  pbe/geo_opt_paths/alex_go_aaa_002.json.bz2" in pruned.stdout
+    assert "rows of 1 asset removed: raw files replaced or pruned" in pruned.stdout
 
 
 def test_commands_that_cannot_work_say_so_in_one_line(upstream, tmp_path):
@@ -284,6 +364,9 @@ def test_commands_that_cannot_work_say_so_in_one_line(upstream, tmp_path):
     for arguments, message in (
         (["fetch", "mpp"], "no source mpp; there are: mp, alexandria, oqmd"),
         (["fetch", "mp", "--layout", "parquet"], "fetch.mp.layout"),
+        (["fetch", "mp", "--set", "mp.layout=jsonl"], "mp.layout is jsonl and fetch.mp.layout delta"),
+        (["fetch", "mp", "--set", "fetch.mp.endpoint=localhost:9000"], "fetch.mp.endpoint"),
+        (["fetch", "oqmd", "--set", f"oqmd.path='{DATA / 'oqmd' / DUMPS['1.6']}'"], "is a file; raw files"),
         (["fetch"], "Missing argument"),
         (["update"], "nothing to update: give a path"),
         (["update", "--source", "mp"], "--raw"),
@@ -302,10 +385,32 @@ def test_a_file_that_fails_is_named_and_the_exit_code_is_1(upstream, tmp_path):
     done = trajmill("fetch", "alexandria", "--dest", tmp_path, *flags(upstream))
     assert done.returncode == 1
     assert "failed: pbe/geo_opt_paths/alex_go_aaa_001.json.bz2" in done.stdout
-    assert "1 files could not be fetched; run the same command again to go on" in done.stdout
+    assert "1 file could not be fetched; run the same command again to go on" in done.stdout
     again = trajmill("fetch", "alexandria", "--dest", tmp_path, *flags(upstream))
     assert again.returncode == 0
     assert "1 new, 0 changed, 2 unchanged files" in again.stdout
+
+
+def test_ctrl_c_says_how_to_go_on(upstream, tmp_path):
+    upstream.plan.arrange("alex_go_aaa_001.json.bz2", "silent")
+    command = [sys.executable, "-m", "trajmill.cli", "fetch", "alexandria", "--dest", tmp_path, *flags(upstream)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=as_a_shell_would) as process:
+        chores.wait_for(lambda: upstream.asked("alex_go_aaa_001.json.bz2"))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "trajmill: stopped; run the same command again to go on\n")
+
+
+def as_a_shell_would():
+    """Children of a background job ignore Ctrl-C unless told otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_names_that_look_like_markup(upstream, tmp_path):
+    dest = tmp_path / "raw [old] [/x]"
+    done = trajmill("fetch", "oqmd", "--dest", dest, *flags(upstream))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{dest}/oqmd: oqmd (dump): 1 new" in done.stdout
 
 
 def test_fetch_alone(upstream, tmp_path):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from trajmill.engines.base import Done, Event, Failed, Task
 from trajmill.engines.local import LocalEngine
 from trajmill.errors import RecipeError, SourceError, StoreError
 from trajmill.pipeline import Job, Unchanged, build_asset
-from trajmill.raw import RawManifest
-from trajmill.recipe import Recipe
+from trajmill.raw import RawManifest, is_complete
+from trajmill.recipe import SOURCES, Recipe
 from trajmill.sources import open_sources
 from trajmill.sources.base import Source
 from trajmill.stores.base import Balance
@@ -78,13 +79,14 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
     listener = listener or Listener()
     if recipe.store.path is None:
         raise RecipeError("store.path: say where the store is to be (--out, or [store] path in the recipe)")
+    raw = {name: _manifest(recipe, name) for name in SOURCES}  # before anything is read: a fetch may end meanwhile
     sources = open_sources(recipe)
     store = DeltaStore(recipe.store.path, create=True)
     summary = BuildSummary()
     with store.locked():
         jobs = _jobs(recipe, sources, store.path, listener)
-        raw = {source.name: _manifest(recipe, source.name) for source in sources}
-        gone = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in raw]
+        names = {source.name for source in sources}
+        gone = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in names]
         outdated = [asset for asset in gone if _is_outdated(asset, raw)]
         summary.vanished = [asset for asset in gone if asset not in outdated]
         # the largest first, so that none is left running alone at the end
@@ -102,8 +104,7 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
             for asset in outdated:
                 store.drop(asset)
                 summary.dropped.append(asset)
-            known = {name: {"version": dict(m.version), "digest": m.digest} for name, m in raw.items() if m}
-            store.note_upstream(store.upstream() | known)
+            store.note_upstream(_upstream(recipe, store.upstream(), {name: raw[name] for name in names}))
     summary.version = store.version
     return summary
 
@@ -123,16 +124,29 @@ def _jobs(recipe: Recipe, sources: Iterable[Source], store: Path, listener: List
 
 
 def _manifest(recipe: Recipe, source: str) -> RawManifest | None:
-    """Return the raw manifest of the folder a source reads, None where it has none."""
+    """Return the raw manifest of what a source reads: of its folder, or of its file's if it names the file."""
     path: Path | None = getattr(recipe, source).path
-    return RawManifest.load(path if path.is_dir() else path.parent) if path else None
+    if path is None or path.is_dir():
+        return RawManifest.load(path) if path else None
+    manifest = RawManifest.load(path.parent)
+    return manifest if manifest and path.name in manifest.files else None
 
 
 def _is_outdated(asset: str, raw: Mapping[str, RawManifest | None]) -> bool:
     """Tell whether an asset's raw file was replaced by a newer version of its set, or pruned."""
     source, _, path = asset.partition("/")
-    manifest = raw[source]
-    return manifest is not None and any(path == gone or path.startswith(f"{gone}/") for gone in manifest.dropped)
+    manifest, place = raw[source], PurePosixPath(path)
+    return manifest is not None and any(p.as_posix() in manifest.dropped for p in (place, *place.parents))
+
+
+def _upstream(recipe: Recipe, before: Mapping[str, Any], raw: Mapping[str, RawManifest | None]) -> dict[str, Any]:
+    """Return the upstream versions the store is complete for now; none for a source whose raw files do not say so."""
+    now = {source: known for source, known in before.items() if source not in raw}
+    for source, manifest in raw.items():
+        path: Path | None = getattr(recipe, source).path
+        if manifest and path and is_complete(path if path.is_dir() else path.parent, manifest):
+            now[source] = {"version": dict(manifest.version), "digest": manifest.digest}
+    return now
 
 
 def _act(event: Event, store: DeltaStore, summary: BuildSummary) -> None:

@@ -76,7 +76,7 @@ def fetch(
     Can be stopped at any moment: run again to go on where it was.
     """
     from trajmill.fetcher import fetch as run
-    from trajmill.report import FetchProgress
+    from trajmill.report import FetchProgress, print_total
 
     chosen = _recipe(recipe, settings, {"fetch.mp.layout": layout})
     places = _places(chosen, sources, dest, Path("raw"))
@@ -84,6 +84,7 @@ def fetch(
         fetched = [
             run(name, root, chosen, dry_run=dry_run, prune=prune, listener=progress) for name, root in places.items()
         ]
+    print_total(fetched)
     if any(summary.failed for summary in fetched):
         raise typer.Exit(1)
 
@@ -94,7 +95,7 @@ def update(
     sources: Annotated[
         list[str] | None, typer.Option("--source", help="mp, alexandria or oqmd; may be repeated; default all.")
     ] = None,
-    raw: Annotated[Path | None, typer.Option(help="Folder with a folder per source, for those without a path.")] = None,
+    raw: Annotated[Path | None, typer.Option(help="Folder with a folder per source; default as in the recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the store to fill.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; 0 takes one per core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
@@ -103,22 +104,25 @@ def update(
 ) -> None:
     """Fetch what is new or changed upstream, and build that and nothing else.
 
-    Without --raw, the sources that the recipe gives a path are updated.
+    Updates the sources that the recipe gives a path; with --raw and a recipe that gives none, all.
     """
-    from trajmill.report import BuildProgress, FetchProgress, print_summary
+    from trajmill.report import BuildProgress, FetchProgress, print_summary, print_total
     from trajmill.updater import update as run
 
     chosen = _recipe(recipe, settings, {"store.path": out, "engine.workers": workers})
-    wanted = sources or [name for name in SOURCES if raw or getattr(chosen, name).path]
-    places = _places(chosen, wanted, None, raw)
+    named = [name for name in SOURCES if getattr(chosen, name).path]
+    places = _places(chosen, sources or named or (list(SOURCES) if raw else []), raw, None)
     chosen = chosen.with_paths({name: places.get(name) for name in SOURCES})
     with FetchProgress() as fetching, BuildProgress() as building:
         summary = run(chosen, dry_run=dry_run, prune=prune, fetching=fetching, building=building)
+    print_total(summary.fetched)
     if summary.built:
         print_summary(summary.built, chosen.store.path)
-        if summary.built.stopped:
-            raise typer.Exit(130)
-    if any(fetched.failed for fetched in summary.fetched) or (summary.built and summary.built.failed):
+    for source, reason in summary.failed.items():
+        sys.stderr.write(f"trajmill: {source} was not updated: {' '.join(reason.split())}\n")
+    if summary.built and summary.built.stopped:
+        raise typer.Exit(130)
+    if summary.failed or (summary.built and summary.built.failed):
         raise typer.Exit(1)
 
 
@@ -201,7 +205,11 @@ def show_recipe(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BU
 
 
 def _places(recipe: Recipe, sources: list[str], dest: Path | None, default: Path | None) -> dict[str, Path]:
-    """Return the raw folder of each source: below `dest`, else as the recipe says, else below `default`."""
+    """Return the raw folder of each source: below `dest`, else as the recipe says, else below `default`.
+
+    Raises:
+        RecipeError: no such source, or nobody says where its files are to be.
+    """
     places: dict[str, Path] = {}
     for name in sources:
         if name not in SOURCES:
@@ -242,6 +250,8 @@ def main() -> None:
     except TrajmillError as error:
         _fail(str(error), 2)
     except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    if code == 130:  # typer says so too when Ctrl-C came
         _fail("stopped; run the same command again to go on", 130)
     raise SystemExit(code or 0)
 

@@ -42,8 +42,8 @@ class RemoteUnavailableError(FetchError):
     """The server did not answer, or too slowly, however often it was asked; other files would fare no better."""
 
 
-class DiskSpaceError(FetchError):
-    """The disk cannot hold what is to be fetched."""
+class DiskError(FetchError):
+    """The disk is full or cannot be written."""
 
 
 class ReleaseError(TrajmillError):

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from trajmill.errors import DiskSpaceError, FetchError, RemoteContentError, RemoteUnavailableError
+from trajmill.errors import DiskError, FetchError, RecipeError, RemoteContentError, RemoteUnavailableError
 from trajmill.locking import Lock
-from trajmill.raw import JOURNAL, MANIFEST, Journal, RawFile, RawManifest
+from trajmill.raw import LOCK, Journal, RawFile, RawManifest, is_place
 from trajmill.recipe import Recipe
 from trajmill.remotes import open_remote
 from trajmill.remotes.base import Remote, RemoteFile, Stage
 from trajmill.remotes.transfer import Received, Session, plain_disk_errors
 
-LOCK = "trajmill-raw.lock"
 RESERVE = 1 << 28
 """Bytes of the disk that are left free."""
+
+GIVE_UP = 5
+"""Files in a row that a server did not answer for: then it will not for others."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,10 +43,11 @@ class FetchSummary:
         version: upstream's version of each part.
         new, changed, unchanged: paths of the files upstream has; new and changed ones were fetched.
         vanished: paths upstream no longer has; they were kept.
+        unasked: paths of sets that were not asked for this time; they were kept.
         superseded: paths that a newer version of their set has replaced; they are no longer read.
         pruned: paths that were deleted.
         failed: why a file could not be had, by path; the manifest then still names the version before.
-        n_bytes: of the new and changed files.
+        n_bytes: of the new and changed files, without what has arrived of them before.
         at_most: whether `n_bytes` is a bound, because of tables only some columns are copied.
         free: bytes free on the disk before.
     """
@@ -57,17 +61,13 @@ class FetchSummary:
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     vanished: list[str] = field(default_factory=list)
+    unasked: list[str] = field(default_factory=list)
     superseded: list[str] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     n_bytes: int = 0
     at_most: bool = False
     free: int = 0
-
-    @property
-    def fits(self) -> bool:
-        """Whether the disk can hold what is to be fetched."""
-        return self.n_bytes + RESERVE <= self.free
 
 
 class FetchListener:
@@ -122,6 +122,7 @@ def fetch(
     """
     listener = listener or FetchListener()
     remote = open_remote(source, recipe)
+    check_folder(source, root, recipe)
     with Session(recipe.fetch, listener.advanced, listener.noted) as session:
         if dry_run:
             summary = _Fetch(remote, root, session, listener, dry_run=True).run()
@@ -135,12 +136,29 @@ def fetch(
     return summary
 
 
+def check_folder(source: str, root: Path, recipe: Recipe) -> None:
+    """Check that raw files of a source can be fetched into a folder and read from there by this recipe.
+
+    Raises:
+        RecipeError: they cannot be.
+    """
+    try:
+        is_file = root.is_file() or (root.suffix in (".gz", ".sql") and not root.exists())
+    except OSError as error:
+        raise RecipeError(f"{source}.path: {root} cannot be read ({error.strerror})") from error
+    if is_file:
+        raise RecipeError(f"{source}.path: {root} is a file; raw files are fetched into a folder")
+    read, fetched = recipe.mp.layout, recipe.fetch.mp.layout
+    if source == "mp" and read not in ("auto", fetched):
+        raise RecipeError(f"mp.layout is {read} and fetch.mp.layout {fetched}; make them the same")
+
+
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Make the folder and keep other fetches out of it.
 
     Raises:
-        DiskSpaceError: it cannot be written.
+        DiskError: it cannot be written.
         FetchError: another fetch is at work.
     """
     with plain_disk_errors(root):
@@ -159,14 +177,18 @@ class _Fetch:
         self, remote: Remote, root: Path, session: Session, listener: FetchListener, *, dry_run: bool = False
     ) -> None:
         self.remote, self.root, self.session, self.listener = remote, root, session, listener
-        self.before = RawManifest.load(root) or RawManifest(source=remote.name, layout=remote.layout)
-        if (self.before.source, self.before.layout) != (remote.name, remote.layout):
-            held = f"{self.before.source} in the layout {self.before.layout}"
-            raise FetchError(f"{root}: holds {held}; fetch {remote.name} ({remote.layout}) into another folder")
         self.journal = Journal(root)
+        manifest = RawManifest.load(root)
+        held = (manifest.source, manifest.layout) if manifest else self.journal.begun_for
+        if held not in (None, (remote.name, remote.layout)):
+            raise FetchError(
+                f"{root}: holds {held[0]} in the layout {held[1]}; fetch {remote.name} ({remote.layout}) into another "
+                f"folder, or set fetch.{remote.name}.layout"
+            )
+        self.before = manifest or RawManifest(source=remote.name, layout=remote.layout)
         self.known = {**self.before.files, **self.journal.read()}
         self.listed: dict[str, RawFile | None] = {}
-        self.replaced: set[str] = set()
+        self.parts: set[str] = set()
         free = shutil.disk_usage(_existing(root)).free
         self.summary = FetchSummary(source=remote.name, layout=remote.layout, root=root, dry_run=dry_run, free=free)
 
@@ -175,6 +197,7 @@ class _Fetch:
         self.listener.listing(self.remote.name)
         for stage in _in_thread(self.remote.stages(self.session, self.root), self.session):
             self.summary.version |= stage.version
+            self._check_versions(stage)
             wanted = [file for file in stage.files if not self._have(file)]
             self.listener.planned(self.remote.name, len(wanted), sum(file.n_bytes for file in wanted))
             if not self.summary.dry_run:
@@ -187,28 +210,58 @@ class _Fetch:
 
     def _have(self, file: RemoteFile) -> bool:
         """Note a listed file; tell whether it is here, as upstream has it now."""
-        if not _is_place(file.path) or file.path in self.listed:
+        if not is_place(file.path) or file.path in self.listed:
             raise RemoteContentError(f"{file.uri}: is listed twice, or as {file.path!r}, which is no place in a folder")
         known = self.known.get(file.path)
-        newer = self.summary.version.get(file.part_of) != self.before.version.get(file.part_of)
-        if file.part_of and (newer or file.path not in self.before.files):
-            self.replaced.add(file.part_of)
+        self.parts.add(file.part_of)
         self.listed[file.path] = known
-        if known and known.remote == _plain(file.identity) and known.intact(self.root):
+        if known and known.remote == _plain(file.identity) and (checked := known.checked(self.root)):
+            self.listed[file.path] = checked
             self.summary.unchanged.append(file.path)
             return True
         (self.summary.changed if file.path in self.before.files else self.summary.new).append(file.path)
-        self.summary.n_bytes += file.n_bytes
+        self.summary.n_bytes += max(0, file.n_bytes - self._begun(file))
         self.summary.at_most |= file.at_most
         return False
 
+    def _begun(self, file: RemoteFile) -> int:
+        """Return how many bytes of a file have arrived before."""
+        try:
+            return 0 if file.at_most else (self.root / f"{file.path}.part").stat().st_size
+        except OSError:
+            return 0
+
+    def _check_versions(self, stage: Stage) -> None:
+        """Refuse what looks like an accident upstream: its rows would replace those that are here.
+
+        Raises:
+            RemoteContentError: an older version than the one before, or much less of a newer one.
+        """
+        for part, version in stage.version.items():
+            before = self.before.version.get(part)
+            if before is None or version == before:
+                continue
+            if _numbers(version) < _numbers(before):
+                raise RemoteContentError(
+                    f"{self.remote.name}: upstream has gone back from {part} {before} to {version}; nothing was "
+                    "changed here. If that is meant, fetch into another folder"
+                )
+            if any(file.at_most for file in stage.files if file.part_of == part):
+                continue  # a table's version is complete by itself
+            old = sum(f.remote.get("size") or f.size for f in self.before.files.values() if f.part_of == part)
+            new = sum(f.n_bytes for f in stage.files if f.part_of == part)
+            if new < self.session.options.min_share * old:
+                raise RemoteContentError(
+                    f"{self.remote.name}: {part} {version} has {new:,} bytes, {before} had {old:,}; is it still being "
+                    "published? Nothing was changed here. Run again later, or lower fetch.min_share"
+                )
+
     def _check_room(self, wanted: list[RemoteFile]) -> None:
         """Refuse to begin what the disk cannot hold, as far as that is known."""
-        n_bytes = sum(file.n_bytes for file in wanted if not file.at_most)
-        n_bytes -= sum(part.stat().st_size for f in wanted if (part := self.root / f"{f.path}.part").exists())
+        n_bytes = sum(file.n_bytes - self._begun(file) for file in wanted if not file.at_most)
         free = shutil.disk_usage(self.root).free
         if n_bytes + RESERVE > free:
-            raise DiskSpaceError(
+            raise DiskError(
                 f"{self.root}: {n_bytes / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free; choose another "
                 "folder or make room"
             )
@@ -223,20 +276,37 @@ class _Fetch:
                 self.journal.add(found)
             return found
 
-        for file, result in _side_by_side(wanted, get, self.session):
-            self.listener.finished(file.path, file.n_bytes)
-            if isinstance(result, RawFile):
-                self.listed[file.path] = result
-            elif isinstance(result, FetchError) and not isinstance(result, (RemoteUnavailableError, DiskSpaceError)):
+        if wanted:
+            with plain_disk_errors(self.root):
+                self.journal.begin(self.remote.name, self.remote.layout)
+        in_vain = 0
+        with closing(_side_by_side(wanted, get, self.session)) as results:
+            for file, result in results:
+                self.listener.finished(file.path, file.n_bytes)
+                if isinstance(result, RawFile):
+                    self.listed[file.path] = result
+                    in_vain = 0
+                    continue
+                in_vain += isinstance(result, RemoteUnavailableError)
+                if not isinstance(result, FetchError) or isinstance(result, DiskError) or in_vain >= GIVE_UP:
+                    raise result  # nothing else would fare better
                 self.summary.failed[file.path] = str(result)
-            else:
-                raise result  # nothing else would fare better
+                for paths in (self.summary.new, self.summary.changed):
+                    if file.path in paths:
+                        paths.remove(file.path)
 
     def _look_back(self) -> None:
         """Tell apart what upstream no longer has and what it has replaced."""
         for path, file in sorted(self.before.files.items()):
-            if path not in self.listed:
-                (self.summary.superseded if file.part_of in self.replaced else self.summary.vanished).append(path)
+            part = file.part_of
+            if path in self.listed:
+                continue
+            if part and part not in self.parts:
+                self.summary.unasked.append(path)
+            elif part and self.summary.version.get(part) != self.before.version.get(part):
+                self.summary.superseded.append(path)
+            else:
+                self.summary.vanished.append(path)
 
     def settle(self, *, prune: bool) -> None:
         """Let the manifest name the new version; delete what is current no more, if so wanted."""
@@ -244,13 +314,14 @@ class _Fetch:
         summary = self.summary
         if prune:
             summary.pruned, summary.vanished = summary.vanished, []
-        files |= {path: replace(self.before.files[path], vanished=True) for path in summary.vanished}
+        files |= {path: replace(self.known[path], vanished=True) for path in summary.vanished}
+        files |= {path: self.known[path] for path in summary.unasked}
         dropped = dict.fromkeys(self.known, "superseded") | dict(self.before.dropped)  # known: also from the journal
         dropped |= dict.fromkeys(summary.superseded, "superseded") | dict.fromkeys(summary.pruned, "pruned")
         after = RawManifest(
             source=self.remote.name,
             layout=self.remote.layout,
-            version=summary.version,
+            version={**self._kept_versions(), **summary.version},
             files=files,
             dropped={path: why for path, why in dropped.items() if path not in files},
         )
@@ -260,10 +331,16 @@ class _Fetch:
                 summary.pruned = sorted(path for path in after.dropped if (self.root / path).exists())
                 self._delete([*after.dropped, *self._parts()])
 
+    def _kept_versions(self) -> dict[str, str]:
+        """Return the versions of sets that were not asked for this time."""
+        kept = {self.before.files[path].part_of for path in self.summary.unasked}
+        return {part: version for part, version in self.before.version.items() if part in kept}
+
     def _parts(self) -> list[str]:
         """List what is left of downloads that upstream overtook; all that it has now are complete."""
-        found = [*self.root.rglob("*.part"), *self.root.rglob("*.part.json")]
-        return [path.relative_to(self.root).as_posix() for path in found]
+        notes = {path.relative_to(self.root).as_posix() for path in self.root.rglob("*.part.json")}
+        parts = {note.removesuffix(".json") for note in notes} | {f"{path}.part" for path in self.known}
+        return sorted(notes | {part for part in parts if (self.root / part).exists()})
 
     def _delete(self, paths: list[str]) -> None:
         """Delete files, and the folders that they leave empty."""
@@ -287,7 +364,7 @@ def _in_thread(stages: Iterator[Stage], session: Session) -> Iterator[Stage]:
 
 def _side_by_side(
     items: list[Item], get: Callable[[Item], Result], session: Session
-) -> Iterator[tuple[Item, Result | BaseException]]:
+) -> Generator[tuple[Item, Result | BaseException], None, None]:
     """Yield each item with what was got for it, or with what went wrong, as they are done.
 
     The threads are daemons: one that waits for a silent server does not hold up a user who wants to stop. Whatever it
@@ -342,11 +419,9 @@ def _plain(identity: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(identity))
 
 
-def _is_place(path: str) -> bool:
-    """Tell whether a path leads to a place in the folder that is not the fetch's own."""
-    place = PurePosixPath(path)
-    strange = place.is_absolute() or ".." in place.parts or not place.parts or not path.isprintable()
-    return not strange and path not in (MANIFEST, JOURNAL, LOCK)
+def _numbers(version: str) -> list[int]:
+    """Return the numbers of a version or date, which compare as versions do: 1.10 is newer than 1.9."""
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def _existing(path: Path) -> Path:

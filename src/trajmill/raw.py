@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
 from trajmill.errors import SourceError
 
-MANIFEST, JOURNAL = "trajmill-raw.json", "trajmill-raw.journal"
+MANIFEST, JOURNAL, LOCK = "trajmill-raw.json", "trajmill-raw.journal", "trajmill-raw.lock"
 LAYOUT_NUMBER = 1
 """Of the manifest's own form; another number is refused."""
 
@@ -56,13 +56,22 @@ class RawFile:
     vanished: bool = False
     left_out: Mapping[str, int] = field(default_factory=dict)
 
-    def intact(self, root: Path) -> bool:
-        """Tell whether the file on disk is still the one that was fetched, by size and time."""
+    def checked(self, root: Path) -> RawFile | None:
+        """Return the entry if the file on disk is still the one that was fetched, None if it is not.
+
+        Size and time tell. Where only the time is another one, as after copying the folder, the content is compared;
+        the entry then has the new time.
+        """
+        path = root / self.path
         try:
-            status = (root / self.path).stat()
+            status = path.stat()
+            if status.st_size != self.size:
+                return None
+            if status.st_mtime_ns == self.mtime_ns:
+                return self
+            return replace(self, mtime_ns=status.st_mtime_ns) if sha256(path) == self.sha256 else None
         except OSError:
-            return False
-        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +109,10 @@ class RawManifest:
         file = root / MANIFEST
         try:
             status = file.stat()
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise SourceError(f"{file}: cannot be read ({error.strerror})") from error
         return _load(file, status.st_mtime_ns, status.st_size)
 
     def save(self, root: Path) -> None:
@@ -124,37 +135,77 @@ def _load(file: Path, mtime_ns: int, size: int) -> RawManifest:  # noqa: ARG001 
         if content.pop("trajmill-raw") != LAYOUT_NUMBER:
             raise SourceError(f"{file}: written by another version of trajmill; fetch into another folder")
         files = {entry["path"]: RawFile(**entry) for entry in content.pop("files")}
-        return RawManifest(**content, files=files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = RawManifest(**content, files=files)
+        strange = [path for path in (*manifest.files, *manifest.dropped) if not is_place(path)]
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{file}: no raw manifest ({error}); remove it and fetch again") from error
+    if strange:
+        raise SourceError(f"{file}: names {strange[0]!r}, which is no place in its folder; remove it and fetch again")
+    return manifest
+
+
+def is_place(path: str) -> bool:
+    """Tell whether a path leads to a place in the folder that is not the fetch's own."""
+    place = PurePosixPath(path)
+    strange = place.is_absolute() or ".." in place.parts or not place.parts or not path.isprintable()
+    return not strange and path not in (MANIFEST, JOURNAL, LOCK)
 
 
 class Journal:
-    """Files that have arrived since the manifest was written, one JSON line each; a line that was cut off is none."""
+    """Files that have arrived since the manifest was written, one JSON line each; a line that was cut off is none.
+
+    Its first line says of which source and layout they are.
+    """
 
     def __init__(self, root: Path) -> None:
-        self._path = root / JOURNAL
+        self.path = root / JOURNAL
         self._lock = Lock()
 
     def read(self) -> dict[str, RawFile]:
         """Return the newest entry of each path."""
         found: dict[str, RawFile] = {}
-        if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entry = RawFile(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue
-                found[entry.path] = entry
-        return found
+        for content in self._lines():
+            try:
+                entry = RawFile(**content)
+            except TypeError:
+                continue
+            found[entry.path] = entry
+        return {path: entry for path, entry in found.items() if is_place(path)}
+
+    @property
+    def begun_for(self) -> tuple[str, str] | None:
+        """Source and layout, None where there is no journal."""
+        return next(((c["source"], c["layout"]) for c in self._lines() if {"source", "layout"} <= c.keys()), None)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise SourceError(f"{self.path}: cannot be read ({error.strerror})") from error
+        for line in text.splitlines():
+            try:
+                content = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(content, dict):
+                yield content
+
+    def begin(self, source: str, layout: str) -> None:
+        """Write the first line, unless there is one."""
+        if self.begun_for is None:
+            self._append({"source": source, "layout": layout})
 
     def add(self, entry: RawFile) -> None:
-        """Append an entry, on disk when this returns; threads may do so side by side.
+        """Append an entry, on disk when this returns; threads may do so side by side."""
+        self._append(asdict(entry))
 
-        It begins with a line break, to end a line that was cut off.
-        """
-        with self._lock, self._path.open("a", encoding="utf-8") as stream:
-            stream.write("\n" + json.dumps(asdict(entry), sort_keys=True) + "\n")
+    def _append(self, content: dict[str, Any]) -> None:
+        with self._lock, self.path.open("a", encoding="utf-8") as stream:
+            stream.write("\n" + json.dumps(content, sort_keys=True) + "\n")  # the first ends a line that was cut off
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -175,10 +226,24 @@ def current(root: Path, found: Iterable[Path]) -> list[Path]:
 
 
 def entry(root: Path, path: Path) -> RawFile | None:
-    """Return the manifest's entry of a file, None when it has none or the file on disk is another one by now."""
+    """Return what is known of a fetched file; None when nothing is, or when the file on disk is another one by now."""
+    name = path.relative_to(root).as_posix()
     manifest = RawManifest.load(root)
-    found = manifest.files.get(path.relative_to(root).as_posix()) if manifest else None
-    return found if found and found.intact(root) else None
+    known = manifest.files.get(name) if manifest else None
+    if known is None:
+        return None
+    # a fetch that has not been completed may have replaced it
+    return known.checked(root) or (arrived.checked(root) if (arrived := Journal(root).read().get(name)) else None)
+
+
+def is_complete(root: Path, manifest: RawManifest) -> bool:
+    """Tell whether the folder holds all that its manifest names, as far as sizes tell, and nothing newer yet."""
+    if (root / JOURNAL).exists() or RawManifest.load(root) != manifest:
+        return False
+    try:
+        return all((root / path).stat().st_size == file.size for path, file in manifest.files.items())
+    except OSError:
+        return False
 
 
 def sha256(path: Path, root: Path | None = None) -> str:

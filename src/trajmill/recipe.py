@@ -17,6 +17,7 @@ SOURCES = ("mp", "alexandria", "oqmd")
 """Names of the sources, and of their sections."""
 
 Positive = Annotated[float, Field(gt=0)]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]")]
 
 
 class _Section(BaseModel):
@@ -71,7 +72,7 @@ class FetchMaterialsProject(_Section):
     layout: Literal["delta", "jsonl"] = Field(
         "delta", description="the active Delta Lake tables, or the JSON Lines files they replaced in 2026"
     )
-    endpoint: str = Field("https://s3.us-east-1.amazonaws.com", description="S3 endpoint, path-style addresses")
+    endpoint: Url = Field("https://s3.us-east-1.amazonaws.com", description="S3 endpoint, path-style addresses")
     region: str = Field("us-east-1", description="region of the buckets")
     parsed: str = Field("materialsproject-parsed", description="bucket of tasks and trajectories")
     build: str = Field("materialsproject-build", description="bucket of built collections, such as materials")
@@ -84,7 +85,7 @@ class FetchMaterialsProject(_Section):
 class FetchAlexandria(_Section):
     """Where Alexandria publishes: nginx listing pages."""
 
-    url: str = Field("https://alexandria.icams.rub.de/data/", description="the page that lists all data")
+    url: Url = Field("https://alexandria.icams.rub.de/data/", description="the page that lists all data")
     layout: Literal["new", "old"] = Field(
         "new", description="new: `geo_opt_paths/DATE/pbe/`, the newest date of each; old: `pbe/geo_opt_paths/`"
     )
@@ -96,7 +97,7 @@ class FetchAlexandria(_Section):
 class FetchOqmd(_Section):
     """Where OQMD publishes."""
 
-    url: str = Field("https://oqmd.org/download/", description="the download page; the newest version is taken")
+    url: Url = Field("https://oqmd.org/download/", description="the download page; the newest version is taken")
 
 
 class Fetch(_Section):
@@ -107,6 +108,9 @@ class Fetch(_Section):
     timeout: Positive = Field(60.0, description="s without an answer until a request is repeated")
     min_rate: Annotated[float, Field(ge=0)] = Field(
         1000.0, description="bytes/s over `timeout`; a slower download is started again where it was"
+    )
+    min_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="a newer version of a set with a smaller share of the older one's bytes is refused"
     )
     max_wait: Positive = Field(600.0, description="s, the longest wait a server may ask for (Retry-After)")
     mp: FetchMaterialsProject = Field(FetchMaterialsProject(), description="where from")

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +28,7 @@ from rich.table import Table
 from trajmill.builder import BuildSummary, Listener
 from trajmill.engines.base import Done, Event, Failed, Lost
 from trajmill.engines.base import Progress as TaskProgress
-from trajmill.fetcher import FetchListener, FetchSummary
+from trajmill.fetcher import RESERVE, FetchListener, FetchSummary
 
 if TYPE_CHECKING:
     from trajmill.releases.hugging_face import ReleaseSummary
@@ -44,7 +45,7 @@ class BuildProgress(Listener):
     """Shows a build: a live bar on a terminal, a line now and then elsewhere. Goes to standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False)
         self._live = self._console.is_terminal
         self._bar = Progress(
             SpinnerColumn(),
@@ -126,7 +127,7 @@ class FetchProgress(FetchListener):
     """Shows a fetch: bytes, speed, time left on a terminal, a line now and then elsewhere. Goes to standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False)
         self._live = self._console.is_terminal
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
@@ -190,7 +191,7 @@ class RowProgress:
     """Shows rows done of all rows on a terminal, nothing elsewhere. Goes to standard error."""
 
     def __init__(self, what: str) -> None:
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
             disable=not console.is_terminal, transient=True,
@@ -213,7 +214,7 @@ class ByteProgress:
     """Shows bytes done of all bytes on a terminal, nothing elsewhere. Goes to standard error."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
             TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
@@ -240,7 +241,7 @@ class ByteProgress:
 
 def _print(*lines: object) -> None:
     """Print results to standard output, at full width when it is no terminal."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     for line in lines:
         console.print(line, soft_wrap=isinstance(line, str))
 
@@ -266,7 +267,7 @@ def print_summary(summary: BuildSummary, store: object) -> None:
         _print(f"frames  {b.frames:,} = {b.kept:,} kept + {b.rejected.total():,} rejected")
         _print(_rules(b.rejected, b.records_rejected))
     if summary.dropped:
-        _print(f"{len(summary.dropped)} assets whose raw files were replaced or pruned were removed")
+        _print(f"rows of {_many(len(summary.dropped), 'asset')} removed: raw files replaced or pruned")
     if summary.vanished:
         _print(f"{len(summary.vanished)} assets of the store are not among these raw files; their rows were kept:")
         _print(*(f"  {name}" for name in summary.vanished))
@@ -278,26 +279,47 @@ def print_summary(summary: BuildSummary, store: object) -> None:
 
 def print_fetch(s: FetchSummary) -> None:
     """Say what a fetch did, or would do."""
-    amount = f"{'at most ' if s.at_most else ''}{decimal(s.n_bytes)}"
-    counts = f"{len(s.new):,} new, {len(s.changed):,} changed, {len(s.unchanged):,} unchanged files"
-    _print(f"{s.root}: {s.source} ({s.layout}): {counts}; {amount}{' to fetch' if s.dry_run else ''}")
+    counts = f"{len(s.new):,} new, {len(s.changed):,} changed, {_many(len(s.unchanged), 'unchanged file')}"
+    _print(f"{s.root}: {s.source} ({s.layout}): {counts}; {_amount([s])}{' to fetch' if s.dry_run else ''}")
     if s.version:
         _print("upstream: " + ", ".join(f"{part} {version}" for part, version in sorted(s.version.items())))
     if s.dry_run:
-        room = "the disk can hold that" if s.fits else "TOO LITTLE"
-        _print(f"{decimal(s.free)} free: {room}")
-    for word, paths in (
-        ("no longer upstream, kept (--prune deletes them)", s.vanished),
+        _print_room([s])
+    for what, paths in (
+        ("no longer upstream, kept (--prune deletes)", s.vanished),
+        ("of sets that were not asked for, kept", s.unasked),
         ("replaced by a newer version, no longer read", s.superseded),
         ("deleted", s.pruned),
     ):
         if paths:
-            _print(f"{len(paths):,} files {word}:")
+            _print(f"{_many(len(paths), 'file')} {what}:")
             _print(*(f"  {path}" for path in paths[:SHOWN]), *(["  ..."] if len(paths) > SHOWN else []))
     for path, reason in sorted(s.failed.items()):
         _print(f"failed: {path}: {reason}")
     if s.failed:
-        _print(f"{len(s.failed):,} files could not be fetched; run the same command again to go on")
+        _print(f"{_many(len(s.failed), 'file')} could not be fetched; run the same command again to go on")
+
+
+def print_total(summaries: Sequence[FetchSummary]) -> None:
+    """Say what a dry run of several sources comes to."""
+    if len(summaries) > 1 and all(s.dry_run for s in summaries):
+        _print(f"together {_amount(summaries)} to fetch")
+        _print_room(summaries)
+
+
+def _print_room(summaries: Sequence[FetchSummary]) -> None:
+    free = min(s.free for s in summaries)
+    fits = sum(s.n_bytes for s in summaries) + RESERVE <= free
+    _print(f"{decimal(free)} free: {'the disk can hold that' if fits else 'TOO LITTLE'}")
+
+
+def _amount(summaries: Sequence[FetchSummary]) -> str:
+    at_most = "at most " if any(s.at_most for s in summaries) else ""
+    return f"{at_most}{decimal(sum(s.n_bytes for s in summaries))}"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _rules(frames: Counter[str], records: Counter[str]) -> Table:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trajmill.builder import BuildSummary, Listener, build
-from trajmill.errors import RecipeError
-from trajmill.fetcher import FetchListener, FetchSummary, fetch
+from trajmill.errors import DiskError, FetchError, RecipeError
+from trajmill.fetcher import FetchListener, FetchSummary, check_folder, fetch
 from trajmill.recipe import SOURCES, Recipe
+from trajmill.stores.delta import DeltaStore
 
 
 @dataclass
@@ -16,27 +17,14 @@ class UpdateSummary:
     """What an update did.
 
     Attributes:
-        fetched: of each source, what was fetched.
-        built: what was built then; None when not everything could be fetched, or in a dry run.
+        fetched: of each source that could be asked, what was fetched.
+        failed: why a source could not be fetched completely, by source. It was not built.
+        built: what was built of the others; None when there were none, or in a dry run.
     """
 
     fetched: list[FetchSummary] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
     built: BuildSummary | None = None
-
-
-def raw_folders(recipe: Recipe) -> dict[str, Path]:
-    """Return the folder of each source that the recipe gives a path.
-
-    Raises:
-        RecipeError: no path at all, or one that is a file.
-    """
-    folders: dict[str, Path] = {name: path for name in SOURCES if (path := getattr(recipe, name).path) is not None}
-    if not folders:
-        raise RecipeError(f"nothing to update: give a path for one of {', '.join(SOURCES)}, or --raw")
-    for name, path in folders.items():
-        if path.is_file():
-            raise RecipeError(f"{name}.path: {path} is a file; raw files are fetched into a folder")
-    return folders
 
 
 def update(
@@ -49,6 +37,8 @@ def update(
 ) -> UpdateSummary:
     """Fetch what is new or changed of all sources with a path, then build what that changes, and only that.
 
+    A source that cannot be fetched completely is left as it was; the others are built.
+
     Args:
         recipe: with a path for each source that is wanted, and for the store.
         dry_run: only say what would be fetched.
@@ -57,15 +47,34 @@ def update(
         building: told how the build goes.
 
     Raises:
-        TrajmillError: as `fetch` and `build` do.
+        RecipeError: paths missing, or such that nothing can be fetched there.
+        DiskError: the disk is full or cannot be written.
+        StoreError, SourceError: as `build` does.
         KeyboardInterrupt: stopped; run again to go on.
     """
-    folders = raw_folders(recipe)
+    folders: dict[str, Path] = {name: path for name in SOURCES if (path := getattr(recipe, name).path) is not None}
+    if not folders:
+        raise RecipeError(f"nothing to update: give a path for one of {', '.join(SOURCES)}, or --raw")
     if recipe.store.path is None:
         raise RecipeError("store.path: say where the store is to be (--out, or [store] path in the recipe)")
+    for source, root in folders.items():  # all of them, and the store, before hours are spent on the first
+        check_folder(source, root, recipe)
+    if not dry_run:
+        DeltaStore(recipe.store.path, create=True)
     summary = UpdateSummary()
     for source, root in folders.items():
-        summary.fetched.append(fetch(source, root, recipe, dry_run=dry_run, prune=prune, listener=fetching))
-    if not dry_run and not any(fetched.failed for fetched in summary.fetched):
-        summary.built = build(recipe, listener=building)
+        try:
+            fetched = fetch(source, root, recipe, dry_run=dry_run, prune=prune, listener=fetching)
+        except DiskError:
+            raise
+        except FetchError as error:
+            summary.failed[source] = str(error)
+            continue
+        summary.fetched.append(fetched)
+        if fetched.failed:
+            some, n = next(iter(fetched.failed)), len(fetched.failed)
+            summary.failed[source] = f"{some} could not be fetched" + (f", nor {n - 1} more" if n > 1 else "")
+    complete = {source: root for source, root in folders.items() if source not in summary.failed}
+    if complete and not dry_run:
+        summary.built = build(recipe.with_paths({name: complete.get(name) for name in SOURCES}), listener=building)
     return summary

@@ -110,6 +110,14 @@ def contents(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def verify_sums(folder):
+    """Check a target as its readers do."""
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    assert lines
+    for digest, name in (line.split("  ") for line in lines):
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
 def digests(folder):
     return {hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.parquet")}
 
@@ -247,7 +255,7 @@ class TestHub:
         assert remote(hub, "me/data") == contents(small)
 
     def test_nobody_answers(self, hub, run, small):
-        line = refused(run(small, "me/data", HF_ENDPOINT="http://127.0.0.1:9"))
+        line = refused(run(small, "me/data", HF_ENDPOINT="http://me:passwordWord@127.0.0.1:9"))
         assert "the connection to http://127.0.0.1:9 failed" in line
 
     def test_a_commit_in_between_is_not_lost(self, hub, run, small):
@@ -333,6 +341,60 @@ class TestFolder:
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=55, check=False)
         assert "./out: 9 files" in ok(result)
 
+    def test_a_project_folder_is_refused(self, small, tmp_path, monkeypatch):
+        (tmp_path / "README.md").write_text("my project")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(PublishError, match=r"^\.: holds files, and no release; choose an empty or new folder$"):
+            push(small, ".")
+        assert contents(tmp_path) == {"README.md": b"my project"}
+
+    def test_a_first_push_that_was_interrupted_goes_on(self, small, tmp_path, monkeypatch):
+        def put_file(*_, **__):
+            raise ConnectionResetError("gone")
+
+        monkeypatch.setattr(fsspec.implementations.local.LocalFileSystem, "put_file", put_file)
+        with pytest.raises(PublishError, match="gone"):
+            push(small, str(tmp_path / "out"))
+        assert contents(tmp_path / "out").keys() == {"SHA256SUMS"}
+        monkeypatch.undo()
+        assert len(push(small, str(tmp_path / "out")).uploaded) == 9
+
+    def test_files_that_were_copied_by_hand_are_noted(self, small, tmp_path):
+        shutil.copytree(small, tmp_path / "out")
+        assert push(small, str(tmp_path / "out")).uploaded == ()
+        there = contents(tmp_path / "out")
+        noted = {line.partition("  ")[2] for line in there.pop("SHA256SUMS").decode().splitlines()}
+        assert noted == there.keys()
+        verify_sums(tmp_path / "out")
+
+    def test_notes_on_files_that_are_gone_go(self, small, tmp_path):
+        push(small, str(tmp_path))
+        with (tmp_path / "SHA256SUMS").open("a") as stream:
+            stream.write(f"{'0' * 64}  gone.txt\n{'0' * 20}")  # cut, as by a full disk
+        push(small, str(tmp_path))
+        verify_sums(tmp_path)
+
+    def test_a_copy_is_a_release_too(self, small, tmp_path):
+        push(small, str(tmp_path / "copy"))
+        assert len(push(tmp_path / "copy", str(tmp_path / "copy2")).uploaded) == 9
+        assert push(tmp_path / "copy", str(tmp_path / "copy2")).uploaded == ()
+        verify_sums(tmp_path / "copy2")
+
+    def test_leftovers_of_a_killed_push_go(self, small, whole, tmp_path):
+        push(small, str(tmp_path))
+        mine = {".mine.txt.partial": b"mine", "compatible_pbe/.mine.parquet.partial": b"mine"}
+        for name in (*mine, "compatible_pbe/.train-00000-of-00009.parquet.partial", ".SHA256SUMS.partial"):
+            (tmp_path / name).write_bytes(b"mine")
+        push(whole, str(tmp_path))
+        there = contents(tmp_path)
+        assert there.pop("SHA256SUMS")
+        assert there == contents(whole) | mine
+
+    def test_killed_before_anything_arrived(self, small, tmp_path):
+        (tmp_path / ".SHA256SUMS.partial").touch()
+        assert len(push(small, str(tmp_path)).uploaded) == 9
+        assert not (tmp_path / ".SHA256SUMS.partial").exists()
+
     def test_a_file_is_no_folder(self, small, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(PublishError, match="is a file"):
@@ -356,6 +418,12 @@ class TestMemory:
         total = sum(map(len, there.values()))
         assert said[-1] == ("uploading", total, total)
         assert ("checking", total, total) in said
+
+    def test_foreign_files(self, small, memory):
+        memory.pipe_file("/x/README.md", b"mine")
+        with pytest.raises(PublishError, match="memory://x: holds files, and no release"):
+            push(small, "memory://x")
+        assert memory.find("/x") == ["/x/README.md"]
 
     def test_stopped_and_repeated(self, small, memory, monkeypatch):
         sent, send = [], type(memory).put_file
@@ -431,12 +499,18 @@ class TestS3:
     def test_push(self, server, run, client, small, whole):
         client.create_bucket(Bucket="data")
         client.put_object(Bucket="data", Key="release/mine.txt", Body=b"mine")
+        assert "choose an empty or new folder" in refused(run(small, "s3://data/release"))
+        assert client.list_objects_v2(Bucket="data")["KeyCount"] == 1
+        client.delete_object(Bucket="data", Key="release/mine.txt")
+        client.put_object(Bucket="data", Key="release/", Body=b"")  # how consoles make an empty folder
         assert "verified" in ok(run(small, "s3://data/release"))
+        client.put_object(Bucket="data", Key="release/mine.txt", Body=b"mine")
         server.requests.clear()
         assert "nothing to do" in ok(run(small, "s3://data/release"))
         assert {r.method for r in server.requests} <= {"GET", "HEAD"}
         assert "3 deleted" in ok(run(whole, "s3://data/release"))
         keys = [o["Key"] for o in client.list_objects_v2(Bucket="data")["Contents"]]
+        keys.remove("release/")
         there = {k.removeprefix("release/"): client.get_object(Bucket="data", Key=k)["Body"].read() for k in keys}
         assert there.pop("mine.txt") == b"mine"
         assert there.pop("SHA256SUMS")
@@ -445,6 +519,7 @@ class TestS3:
     def test_no_bucket(self, run, small):
         line = refused(run(small, "s3://nowhere/release"))
         assert "s3://nowhere/release: cannot be written" in line
+        assert "again" not in line
         assert "secretSecret" not in line
 
     def test_without_s3fs(self, small, monkeypatch):
@@ -486,6 +561,23 @@ class TestBefore:
     def cut_the_manifest(self, folder):
         (folder / "trajmill.json").write_text("{")
 
+    def lose_the_energies(self, folder):
+        (folder / "e0s.json").unlink()
+
+    def lose_the_description(self, folder):
+        (folder / "croissant.json").unlink()
+
+    def add_an_empty_shard(self, folder):
+        file = folder / "compatible_pbe/train-00001-of-00003.parquet"
+        pq.write_table(pq.read_table(file).slice(0, 0), file.with_name("train-00009-of-00003.parquet"))
+
+    def lose_an_empty_shard(self, folder):
+        text = (folder / "croissant.json").read_text()
+        part = {"@type": "cr:FileObject", "contentUrl": "compatible_pbe/train-00009-of-00003.parquet", "sha256": "0"}
+        description = json.loads(text)
+        description["distribution"].append(part)
+        (folder / "croissant.json").write_text(json.dumps(description))
+
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
@@ -493,7 +585,14 @@ class TestBefore:
             (lose_rows, "8 rows in 3 shards, trajmill.json says 9; make the release again"),
             (cut_a_shard, "a shard cannot be read"),
             (change_a_number, "changed after the release was made; make the release again"),
-            (lose_the_card, "its card README.md is missing"),
+            (lose_the_card, "README.md is missing; make the release again"),
+            (lose_the_energies, "e0s.json is missing; make the release again"),
+            (lose_the_description, "croissant.json is missing; make the release again"),
+            (
+                add_an_empty_shard,
+                "croissant.json has no digest of .*train-00009-of-00003.parquet; make the release again",
+            ),
+            (lose_an_empty_shard, "train-00009-of-00003.parquet is missing; make the release again"),
             (lose_the_manifest, r"no release here \(no trajmill.json\); make one with trajmill release"),
             (cut_the_manifest, "cannot be read"),
         ],
@@ -504,10 +603,59 @@ class TestBefore:
             push(copy, str(tmp_path / "out"))
         assert not (tmp_path / "out").exists()
 
-    def test_hidden_files_stay_here(self, copy, tmp_path):
-        (copy / ".cache").mkdir()
-        (copy / ".cache/x").touch()
-        assert len(push(copy, str(tmp_path / "out")).uploaded) == 9
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{}",
+            "[]",
+            "null",
+            '{"frames": null}',
+            '{"frames": []}',
+            '{"frames": {"../copy": 0}}',
+            '{"frames": {"non_compatible": "1"}}',
+        ],
+    )
+    def test_no_manifest_of_a_release(self, copy, tmp_path, text):
+        (copy / "trajmill.json").write_text(text)
+        with pytest.raises(ReleaseError, match=r"trajmill.json: does not state .*; make the release again$"):
+            push(copy, str(tmp_path / "out"))
+
+    @pytest.mark.parametrize(
+        "text",
+        ["{}", "[]", "null", '{"distribution": null}', '{"distribution": [1]}', '{"distribution": [{"sha256": 1}]}'],
+    )
+    def test_no_digests(self, copy, tmp_path, text):
+        (copy / "croissant.json").write_text(text)
+        with pytest.raises(ReleaseError, match=r"croissant.json has no digest of .*; make the release again$"):
+            push(copy, str(tmp_path / "out"))
+
+    def test_a_file_that_cannot_be_read(self, copy, tmp_path, monkeypatch):
+        def open_(path, *arguments, **options):
+            if path.name == "e0s.json":
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        real = Path.open
+        monkeypatch.setattr(Path, "open", open_)
+        with pytest.raises(ReleaseError, match=r"e0s.json: cannot be read \(Permission denied\)"):
+            push(copy, str(tmp_path / "out"))
+
+    def test_what_is_no_part_of_a_release_stays_here(self, copy, small, tmp_path):
+        strays = (
+            ".cache/x",
+            "notes.txt",
+            "sub/secret.env",
+            "SHA256SUMS",
+            "compatible_pbe/notes.txt",
+            "other/train-x.parquet",
+        )
+        for name in strays:
+            (copy / name).parent.mkdir(exist_ok=True)
+            (copy / name).touch()
+        push(copy, str(tmp_path / "out"))
+        there = contents(tmp_path / "out")
+        assert there.pop("SHA256SUMS")
+        assert there == contents(small)
 
     @pytest.mark.parametrize("target", ["data", "a/b/c", "a b/c", "hf://models/a/b", "hf://datasets/a", ""])
     def test_wrong_target(self, small, target):
@@ -518,8 +666,37 @@ class TestBefore:
         with pytest.raises(PublishError, match="are for the Hugging Face Hub"):
             push(small, str(tmp_path / "out"), private=True)
 
-    @pytest.mark.parametrize("target", ["nowhere://x/y", "ftp://me:passwordWord@127.0.0.1:9/x"])
-    def test_back_end_that_does_not_answer(self, small, target):
-        with pytest.raises(PublishError, match="cannot be written") as error:
-            push(small, target)
+    def test_back_end_that_does_not_answer(self, small):
+        with pytest.raises(PublishError, match=r"cannot be written .* run the same command again to go on") as error:
+            push(small, "ftp://me:passwordWord@127.0.0.1:9/x")
         assert "passwordWord" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("target", "message"),
+        [
+            ("nowhere://x/y", "nowhere://x/y: cannot be written .*Protocol not known: nowhere"),
+            (
+                "sftp://me:passwordWord@127.0.0.1:9/x",
+                "sftp://127.0.0.1:9/x: needs a package that is missing .*paramiko",
+            ),
+            ("data:x", "write namespace/name"),
+            ("ftp://me:secret/Word@127.0.0.1:9/x", "ftp://127.0.0.1:9/x: not a URL; .*%2F"),
+        ],
+    )
+    def test_what_would_fail_again(self, small, target, message, monkeypatch):
+        monkeypatch.setitem(sys.modules, "paramiko", None)
+        with pytest.raises(PublishError, match=message) as error:
+            push(small, target)
+        assert not [word for word in ("Word", "secret", "again") if word in str(error.value)]
+
+    def test_a_back_end_that_only_reads(self, small, monkeypatch):
+        def pipe_file(*_, **__):
+            raise NotImplementedError
+
+        monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "pipe_file", pipe_file)
+        with pytest.raises(PublishError, match=r"^memory://only: cannot be written \(NotImplementedError\)$"):
+            push(small, "memory://only")
+
+    def test_passwords_are_not_shown(self, small):
+        with pytest.raises(PublishError, match=r"^sftp://host/x: --private"):
+            push(small, "sftp://me:passwordWord@host/x", private=True)

@@ -78,9 +78,9 @@ def new_layout(upstream):
     (upstream / "data" / "geo_opt_paths" / "2025.07.02" / "pbe" / "md5sums.txt").write_text("sums")
 
 
-def get(server, raw, **options):
+def get(server, raw, *, prune=False, **options):
     recipe = {"retries": 2, "timeout": 2.0, "alexandria": {"url": f"{server.url}data", **options}}
-    return fetch("alexandria", raw, Recipe.model_validate({"fetch": recipe}))
+    return fetch("alexandria", raw, Recipe.model_validate({"fetch": recipe}), prune=prune)
 
 
 def records(folder):
@@ -96,7 +96,7 @@ def test_the_old_layout_gives_the_files_that_are_there(server, upstream, raw):
     for name in summary.new:
         assert (raw / name).read_bytes() == (DATA / name).read_bytes()
         known = entry(raw, raw / name)
-        assert (known.modified, known.part_of) == ("2025-07-02T10:10:00", "")
+        assert (known.modified, known.part_of) == ("2025-07-02T10:10:00", name.partition("/")[0])
 
 
 def test_what_was_fetched_reads_as_what_was_published(server, upstream, raw):
@@ -137,11 +137,12 @@ def test_only_the_sets_that_are_wanted(server, upstream, raw, sets):
 
 
 def test_sets_can_be_given_up_and_taken_up(server, upstream, raw):
-    """The files of a set that is no longer wanted are told as vanished, kept, and not fetched again."""
+    """The files of a set that is no longer asked for are kept, also when told to prune, and not fetched again."""
     new_layout(upstream)
     get(server, raw, sets=["pbe", "pbesol"])
-    summary = get(server, raw, sets=["pbe"])
-    assert summary.vanished == ["geo_opt_paths/2024.05.24/pbesol/ps_0000.json.bz2"]
+    summary = get(server, raw, sets=["pbe"], prune=True)
+    assert summary.vanished == summary.pruned == []
+    assert summary.unasked == ["geo_opt_paths/2024.05.24/pbesol/ps_0000.json.bz2"]
     server.log.clear()
     assert not get(server, raw, sets=["pbe", "pbesol"]).vanished
     assert not server.asked(".json.bz2")
@@ -202,3 +203,22 @@ def test_a_listing_that_moved(server, upstream, raw):
     server.plan.arrange("/data/pbe/geo_opt_paths/", "elsewhere")
     assert get(server, raw, layout="old", sets=["pbe"]).new == OLD["pbe"]
     assert entry(raw, raw / OLD["pbe"][0]).uri == f"{server.url}moved/{OLD['pbe'][0]}"
+
+
+@pytest.mark.parametrize("layout", ["old", "new"])
+def test_a_password_of_the_address_is_used_and_neither_shown_nor_kept(upstream, server, raw, layout):
+    server.url = server.url.replace("//", "//me:S3CRET@")
+    (old_layout if layout == "old" else new_layout)(upstream)
+    assert get(server, raw, layout=layout).new
+    assert {request.headers["authorization"] for request in server.log} == {"Basic bWU6UzNDUkVU"}
+    kept = [path for path in raw.rglob("*.json*") if path.suffix != ".bz2"]
+    assert kept
+    assert not [path for path in kept if "S3CRET" in path.read_text(encoding="utf-8")]
+    shutil.rmtree(upstream / "data" / "geo_opt_paths" / "2025.07.02" / "pbe_1d", ignore_errors=True)
+    with pytest.raises(RemoteNotFoundError, match=r"^http://127.0.0.1:\d+/") as caught:
+        get(server, raw, layout=layout, sets=["pbe_1d"])
+    assert "S3CRET" not in str(caught.value)
+    (upstream / "data" / "pbe_1d" / "geo_opt_paths").mkdir(parents=True)
+    (upstream / "data" / "geo_opt_paths" / "2025.07.02" / "pbe_1d").mkdir(parents=True)
+    with pytest.raises(RemoteNotFoundError, match=r"^http://127.0.0.1:\d+/.*lists no"):
+        get(server, raw, layout=layout, sets=["pbe_1d"])

@@ -16,9 +16,10 @@ import pytest
 
 import chores
 from mp_samples import REAL
-from servers.faulty import serve
+from servers.faulty import FaultPlan, serve
 from servers.moto_s3 import s3_server
 from trajmill.errors import (
+    FetchError,
     RemoteContentError,
     RemoteNotFoundError,
     RemoteRefusedError,
@@ -27,8 +28,10 @@ from trajmill.errors import (
 from trajmill.fetcher import fetch
 from trajmill.raw import RawManifest, current, entry
 from trajmill.recipe import Fetch, Recipe
-from trajmill.remotes import transfer
-from trajmill.remotes.s3 import Bucket
+from trajmill.remotes import open_remote, transfer
+from trajmill.remotes.mp_documents import MaterialsProjectDocuments
+from trajmill.remotes.mp_tables import MaterialsProjectTables
+from trajmill.remotes.s3 import Bucket, one_line
 from trajmill.remotes.transfer import Session
 from trajmill.sources import open_sources
 
@@ -387,9 +390,11 @@ def silent_server():
 @pytest.mark.parametrize("layout", ["jsonl", "delta"])
 def test_interrupted_while_the_server_lists_in_silence(raw, layout):
     """Also where deltalake waits, which holds off signals."""
-    recipe = Recipe.model_validate({"fetch": {"timeout": 60.0, "mp": {"layout": layout, "endpoint": "ENDPOINT"}}})
+    recipe = Recipe.model_validate(
+        {"fetch": {"timeout": 60.0, "mp": {"layout": layout, "endpoint": "http://ENDPOINT"}}}
+    )
     with silent_server() as (endpoint, server):
-        text = json.dumps(recipe.model_dump(mode="json")).replace("ENDPOINT", endpoint)
+        text = json.dumps(recipe.model_dump(mode="json")).replace("http://ENDPOINT", endpoint)
         command = [sys.executable, "-c", FETCH, raw, text]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             server.settimeout(chores.PATIENCE)
@@ -411,3 +416,84 @@ def test_a_server_that_is_silent(raw):
         with pytest.raises(RemoteUnavailableError):
             get(None, raw, endpoint=endpoint, retries=1, timeout=0.5)
         assert time.monotonic() - begin < 15.0
+
+
+DATE, SIZE = "<LastModified>2025-01-02T03:04:05.000Z</LastModified>", "<Size>5</Size>"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [SIZE, DATE, DATE + "<Size></Size>", DATE + "<Size>much</Size>", SIZE + "<LastModified>yesterday</LastModified>"],
+)
+def test_a_listing_that_does_not_say_date_or_size(said):
+    listing = f'<ListBucketResult xmlns="x"><Contents><Key>tasks/a.jsonl.gz</Key>{said}</Contents></ListBucketResult>'
+    asked = []
+
+    class Answering(Session):
+        def page(self, url):
+            asked.append(url)
+            return listing, url
+
+    with Answering(Fetch(retries=2)) as session:
+        bucket = Bucket("b", Recipe().fetch.mp, session)
+        with pytest.raises(RemoteContentError, match="the listing cannot be read"):
+            list(bucket.files("tasks/"))
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"endpoint": "localhost:9000"},
+        {"endpoint": "foo"},
+        {"endpoint": "http://"},
+        {"endpoint": "ftp://127.0.0.1/"},
+        {"endpoint": "http://127.0.0.1:99999"},
+        {"endpoint": "http://127.0.0.1:port"},
+        {"endpoint": "http://me:S3CRET@a b/"},
+        {"parsed": "a b"},
+        {"build": "a b"},
+    ],
+)
+@pytest.mark.parametrize("layout", ["jsonl", "delta"])
+def test_what_is_no_web_address(raw, capfd, changed, layout):
+    """obstore and deltalake would panic."""
+    made = Recipe()
+    options = made.fetch.mp.model_copy(update={"endpoint": "http://127.0.0.1:9"} | changed)
+    tables = MaterialsProjectTables(options, made.mp, made.rules.license)
+    remote = MaterialsProjectDocuments(options) if layout == "jsonl" else tables
+    with (
+        Session(Fetch(retries=0)) as session,
+        pytest.raises(RemoteNotFoundError, match=r": no web address; see fetch.mp in the recipe$") as caught,
+    ):
+        next(remote.stages(session, raw))
+    assert "S3CRET" not in str(caught.value)
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+@pytest.mark.parametrize(("layout", "where"), [("jsonl", ""), ("delta", ""), ("delta", "_delta_log")])
+def test_a_password_of_the_endpoint_is_not_shown(server, raw, layout, status, where):
+    server.fault = lambda _method, path: status if where in path else None
+    endpoint = server.endpoint.replace("//", "//me:S3CRET@")
+    heard = []
+    made = Recipe.model_validate({"fetch": {"retries": 1, "mp": {"layout": layout, "endpoint": endpoint}}})
+    with Session(made.fetch, note=heard.append) as session:
+        bucket = Bucket("materialsproject-build", made.fetch.mp, session)
+        with pytest.raises(FetchError, match=server.endpoint) as caught:
+            next(open_remote("mp", made).stages(session, raw))
+        assert "S3CRET" not in "".join([str(caught.value), *heard, bucket.url(MATERIALS)])
+
+
+def test_a_web_page_in_place_of_a_table(tmp_path, raw):
+    with serve(tmp_path) as server:
+        server.pages["/materialsproject-parsed"] = b"<html>Sign in<br></html>"
+        server.plan = FaultPlan(faults=("unavailable",), rate=1.0, budget=99, matching="_delta_log")
+        with pytest.raises(RemoteContentError, match=r"materialsproject-parsed.*the listing cannot be read"):
+            get(None, raw, endpoint=server.url, mp={"layout": "delta"}, retries=0)
+
+
+def test_what_rust_says_in_one_line():
+    said = "S3 error\n   \x1b[31m↳\x1b[0m Error performing GET http://me:S3CRET@h/b/k in 1 s\n\nDebug source:\nX {"
+    assert one_line(OSError(said)) == "S3 error ↳ Error performing GET http://h/b/k in 1 s"
+    assert len(one_line(OSError("long " * 999))) == 300

@@ -8,12 +8,13 @@ import struct
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import WriterProperties, write_deltalake
+from deltalake import DeltaTable, WriterProperties, write_deltalake
 
 from disks import fill, small_disk
 from mp_samples import (
@@ -33,7 +34,7 @@ from servers.moto_s3 import s3_server
 from trajmill import recipe
 from trajmill.curation import curate
 from trajmill.errors import (
-    DiskSpaceError,
+    DiskError,
     RemoteContentError,
     RemoteNotFoundError,
     RemoteRefusedError,
@@ -43,6 +44,7 @@ from trajmill.fetcher import fetch
 from trajmill.raw import RawManifest
 from trajmill.remotes import parquet_copy, transfer
 from trajmill.remotes.mp_tables import MaterialsProjectTables
+from trajmill.remotes.s3 import Bucket
 from trajmill.remotes.transfer import Session, Stopped
 from trajmill.sources.materials_project_delta import LEFT_OUT, MaterialsProjectDelta
 
@@ -660,7 +662,7 @@ def test_a_full_disk(s3, mixed, tmp_path):
         for place in ("core/tasks", "core/trajectories", "collections/materials/version=2025.9.25"):
             (disk / "mp" / place).mkdir(parents=True)
         fill(disk)
-        with pytest.raises(DiskSpaceError, match="the disk is full; make room and run again"):
+        with pytest.raises(DiskError, match="the disk is full; make room and run again"):
             Fetched(disk / "mp").run(remote(s3))
         assert not [path for path in (disk / "mp").rglob("*") if path.is_file()]
 
@@ -699,3 +701,65 @@ def test_orphans_may_be_wanted(s3, upstream):
         fetched = Fetched(Path(f"{upstream.local}-{orphans}"))
         fetched.run(remote(s3, mp=recipe.MaterialsProject(tasks_without_material=orphans)))
         assert fetched.lost == lost
+
+
+@pytest.fixture
+def newer(s3, mixed):
+    """Fetch, then publish a new version of the materials, which is not here yet."""
+    fetched = Fetched(mixed.local)
+    fetched.run(remote(s3))
+    publish_newer_materials(mixed)
+    return fetched
+
+
+def publish_newer_materials(upstream):
+    """Publish the same materials as a new version."""
+    folder = upstream.full / "collections" / "materials"
+    rows = [m | {"version": "2025.12.1"} for m in DeltaTable(folder).to_pyarrow_table().to_pylist()]
+    write_deltalake(folder, pa.Table.from_pylist(rows, MATERIALS), partition_by=["version"], mode="append")
+    upstream.publish()
+
+
+def listed(s3, fetched):
+    """List without fetching; return the file of materials and that of trajectories."""
+    with Session(FAST) as session:
+        first, second = remote(s3).stages(session, fetched.root)
+    return first.files[0], second.files[0]
+
+
+def test_while_what_is_wanted_is_not_known_what_local_files_have_will_do(s3, newer):
+    materials, trajectories = listed(s3, newer)
+    assert materials.path not in newer.known
+    assert trajectories.wanted is None
+    assert newer.lost
+    assert trajectories.identity == newer.known[trajectories.path]
+    assert newer.run(remote(s3)) == [materials.path]
+
+
+def test_a_dry_run_does_not_count_what_will_not_be_fetched(s3, mixed):
+    made = recipe.Recipe(fetch=FAST.model_copy(update={"mp": remote(s3).options}))
+    fetch("mp", mixed.local, made)
+    publish_newer_materials(mixed)
+    said = fetch("mp", mixed.local, made, dry_run=True)
+    done = fetch("mp", mixed.local, made)
+    assert [path.split("/")[2] for path in said.new] == ["version=2025.12.1"]
+    assert (said.new, said.changed, said.n_bytes) == (done.new, done.changed, done.n_bytes)
+
+
+@pytest.mark.parametrize("content", ["of somebody else", "damaged"])
+def test_a_local_file_that_does_not_say_what_it_has_is_another_one(s3, newer, content):
+    _, trajectories = listed(s3, newer)
+    if content == "damaged":
+        trajectories.local.path.write_bytes(b"PAR1 no more")
+    else:
+        pq.write_table(pa.table({"x": [1]}), trajectories.local.path)
+    assert trajectories.identity["rows"] is None
+
+
+def test_no_address_that_is_kept_holds_a_password(s3, mixed):
+    publisher = remote(s3)
+    with Session(FAST) as session:
+        first, second = publisher.stages(session, mixed.local)
+        bucket = Bucket("parsed", publisher.options.model_copy(update={"endpoint": "http://me:S3CRET@h"}), session)
+        for file in (*first.files, *second.files):
+            assert replace(file, bucket=bucket).uri == f"http://h/parsed/{quote(file.path)}"

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from servers.faulty import serve
-from trajmill.errors import RemoteNotFoundError, RemoteUnavailableError
+from trajmill.errors import RemoteNotFoundError, RemoteRefusedError, RemoteUnavailableError
 from trajmill.fetcher import fetch
 from trajmill.raw import RawManifest, entry
-from trajmill.recipe import Recipe
+from trajmill.recipe import Oqmd, Recipe
 from trajmill.remotes import transfer
 from trajmill.sources import open_sources
+from trajmill.sources.oqmd import open_oqmd
 
 DUMP = Path(__file__).parents[1] / "data" / "oqmd" / "qmdb__v1_6__112023.sql.gz"
 WHEN = 1751451000  # 2025-07-02T10:10:00Z
@@ -59,7 +60,7 @@ def get(server, raw, **options):
 
 def test_the_dump_is_fetched_and_noted(server, raw):
     summary = get(server, raw)
-    assert (summary.new, summary.version, summary.n_bytes) == ([V6], {"dump": "1.6"}, DUMP.stat().st_size)
+    assert (summary.new, summary.version, summary.n_bytes) == ([V6], {"dump": "1.6 of 2023-11"}, DUMP.stat().st_size)
     assert (raw / V6).read_bytes() == DUMP.read_bytes()
     known = entry(raw, raw / V6)
     assert known.uri == f"{server.url}static/downloads/{V6}"
@@ -85,7 +86,7 @@ def test_what_was_fetched_reads_as_what_was_published(server, raw, tmp_path):
 @pytest.mark.parametrize("names", [[V10, V9, V6], [V6, V9, V10], [V9, V10, V6]])
 def test_versions_are_numbers_and_not_text(server, raw, names):
     publish(server, *names)
-    assert get(server, raw).version == {"dump": "1.10"}
+    assert get(server, raw).version == {"dump": "1.10 of 2027-06"}
     assert [path.name for path in raw.glob("*.gz")] == [V10]
 
 
@@ -96,7 +97,11 @@ def test_a_newer_version_takes_the_place_of_the_older(server, raw):
     summary = get(server, raw)
     assert (summary.new, summary.superseded, summary.vanished) == ([V10], [V9], [])
     manifest = RawManifest.load(raw)
-    assert (set(manifest.files), manifest.dropped, manifest.version) == ({V10}, {V9: "superseded"}, {"dump": "1.10"})
+    assert (set(manifest.files), manifest.dropped, manifest.version) == (
+        {V10},
+        {V9: "superseded"},
+        {"dump": "1.10 of 2027-06"},
+    )
     [source] = open_sources(Recipe.model_validate({"oqmd": {"path": raw}}))
     assert source.dump == raw / V10
     assert (raw / V9).exists()
@@ -111,6 +116,7 @@ def test_the_same_version_of_another_month_takes_its_place_too(server, raw):
     publish(server, again)
     summary = get(server, raw)
     assert (summary.new, summary.superseded, summary.vanished) == ([again], [V6], [])
+    assert open_oqmd(raw, Oqmd()).dump.name == again, "by its year, which comes last in the name"
 
 
 @pytest.mark.parametrize("place", ["absolute", "other host", "protocol relative", "relative"])
@@ -176,4 +182,27 @@ def test_the_question_for_the_size_is_repeated_too(server, raw):
     assert [r.method for r in server.log if r.path.endswith(V6)] == ["HEAD", "HEAD", "HEAD", "GET", "GET"]
     server.plan.arrange(V6, *3 * ["unavailable"])
     with pytest.raises(RemoteUnavailableError, match="503"):
+        get(server, raw)
+
+
+@pytest.mark.parametrize("refusal", ["forbidden", "not allowed", "not implemented"])
+def test_a_server_that_refuses_head_is_asked_for_the_file_and_left_after_the_headers(server, raw, refusal):
+    server.plan.arrange(V6, refusal, "hold")  # who read the file here would wait for its second half
+    summary = get(server, raw)
+    assert (summary.new, summary.n_bytes) == ([V6], DUMP.stat().st_size)
+    assert [r.method for r in server.log if r.path.endswith(V6)] == ["HEAD", "GET", "GET"]
+    assert entry(raw, raw / V6).modified == "2025-07-02T10:10:00+00:00"
+    assert get(server, raw).unchanged == [V6]  # HEAD says the same
+
+
+def test_a_server_that_refuses_head_and_get(server, raw):
+    server.plan.arrange(V6, "not allowed", "forbidden")
+    with pytest.raises(RemoteRefusedError, match="the server answers 403"):
+        get(server, raw)
+
+
+def test_a_page_without_a_dump_is_named_without_its_password(server, raw):
+    publish(server)
+    server.url = server.url.replace("//", "//me:S3CRET@")
+    with pytest.raises(RemoteNotFoundError, match=r"^http://127.0.0.1:\d+/download/: links to no dump"):
         get(server, raw)

@@ -14,7 +14,7 @@ import pytest
 import disks
 from servers.faulty import FAULTS, PAGE, FaultPlan, serve
 from trajmill.errors import (
-    DiskSpaceError,
+    DiskError,
     RemoteContentError,
     RemoteNotFoundError,
     RemoteRefusedError,
@@ -430,13 +430,13 @@ def test_a_session_told_to_stop_stops(server, target):
 
 def test_a_full_disk_says_so_and_room_lets_it_go_on(server, tmp_path):
     with disks.small_disk(tmp_path / "disk", "128k") as disk:
-        with pytest.raises(DiskSpaceError, match="the disk is full; make room and run again to go on"):
+        with pytest.raises(DiskError, match="the disk is full; make room and run again to go on"):
             get(server, disk / NAME)
         assert not (disk / NAME).exists()
         assert len(server.log) == 1
     with disks.small_disk(tmp_path / "larger", "512k") as disk:
         filler = disks.fill(disk)
-        with pytest.raises(DiskSpaceError):
+        with pytest.raises(DiskError):
             get(server, disk / NAME)
         filler.unlink()
         assert get(server, disk / NAME).sha256 == SHA256
@@ -454,9 +454,9 @@ def test_a_write_that_is_cut_short_is_a_full_disk_at_once(tmp_path):
 
 def test_a_place_that_cannot_be_written(server, tmp_path):
     (tmp_path / NAME).mkdir()
-    with pytest.raises(DiskSpaceError, match="Is a directory"):
+    with pytest.raises(DiskError, match="Is a directory"):
         get(server, tmp_path / NAME)
-    with pytest.raises(DiskSpaceError, match="No such file"):
+    with pytest.raises(DiskError, match="No such file"):
         get(server, Path("/proc/nothing") / NAME)
 
 
@@ -466,3 +466,35 @@ def test_any_mix_of_faults_ends_with_the_file(server, target, seed):
     server.if_range, server.etags = seed % 2 == 0, ("nginx", "md5", "weak")[seed % 3]
     assert get(server, target, retries=8).sha256 == SHA256
     assert nothing_but(target)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("forbidden", RemoteRefusedError),
+        ("missing", RemoteNotFoundError),
+        ("unavailable", RemoteUnavailableError),
+        ("reset at once", RemoteUnavailableError),
+        ("page", RemoteContentError),
+    ],
+)
+def test_a_password_of_the_address_is_used_and_not_shown(server, target, fault, kind):
+    server.plan.arrange(NAME, fault, times=2)
+    heard = []
+    url = server.url.replace("//", "//me:S3CRET@") + NAME
+    with Session(Fetch(retries=1, timeout=0.4), note=heard.append) as it, pytest.raises(kind) as caught:
+        download(it, url, target, size=SIZE, etag=None, identity=LISTED)
+    assert all(text.startswith(f"{server.url}{NAME}: ") for text in (str(caught.value), *heard))
+    assert {request.headers["authorization"] for request in server.log} == {"Basic bWU6UzNDUkVU"}
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:S3/CRET@127.0.0.1:1/x", "http://me:S3CRET@127.0.0.1:x/", "htp://me:S3CRET@x/"]
+)
+def test_what_is_wrong_with_an_address_may_be_the_password(url):
+    with (
+        session() as it,
+        pytest.raises(RemoteNotFoundError, match="no web address; see the recipe's section") as caught,
+    ):
+        it.page(url)
+    assert "S3" not in str(caught.value)

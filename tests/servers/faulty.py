@@ -49,6 +49,8 @@ MORE_FAULTS = (
     "unauthorized",  # 401
     "missing",  # 404
     "teapot",  # 418
+    "not allowed",  # 405
+    "not implemented",  # 501
     "nothing",  # 204
     "silent midway",  # no more after half the body
     "hold",  # half the body; the rest once `server.go` is set
@@ -61,6 +63,7 @@ MORE_FAULTS = (
 PAGE = b"<html><head><title>Maintenance</title></head><body>Be back soon.</body></html>\n"
 STATUS = {"busy": 429, "busy until": 429, "unavailable": 503, "broken": 500}
 STATUS |= {"forbidden": 403, "unauthorized": 401, "missing": 404, "teapot": 418, "nothing": 204}
+STATUS |= {"not allowed": 405, "not implemented": 501}
 
 
 @dataclass

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from trajmill.errors import PublishError, TrajmillError, require
 from trajmill.releases.hugging_face import MANIFEST
-from trajmill.releases.shipment import LocalFile, Meter, Progress, PushSummary, sha256, stale
+from trajmill.releases.shipment import LocalFile, Meter, Progress, PushSummary, is_own, sha256, stale
+from trajmill.uris import without_password
 
 SUMS = "SHA256SUMS"
 """At the target: digest and name of each file that was read back and found right, as `sha256sum` writes it."""
@@ -18,12 +20,15 @@ SUMS = "SHA256SUMS"
 LAST = ("README.md", MANIFEST)
 """Sent after the data, in this order."""
 
+PERMANENT = (FileNotFoundError, NotADirectoryError, NotImplementedError, PermissionError, TypeError, ValueError)
+"""Failures that would come again: no such bucket, not allowed, a protocol that is unknown or only reads."""
+
 
 def push_to_address(files: list[LocalFile], address: str, progress: Progress) -> PushSummary:
     """Copy a release to an address.
 
     The manifest is taken away first and comes back last: what has one is whole. Each file is read back after it was
-    sent, and what is known to be there is not sent again.
+    sent, and what is known to be there is not sent again. A place that holds something else is left alone.
 
     Args:
         files: the whole release.
@@ -32,17 +37,24 @@ def push_to_address(files: list[LocalFile], address: str, progress: Progress) ->
 
     Raises:
         MissingExtraError: fsspec or s3fs is not installed.
-        PublishError: the target refused, or holds other bytes than it was sent.
+        PublishError: the target refused, holds no release but other files, or other bytes than it was sent.
     """
     with _explained(address):
         target = _Target(address)
+        if target.sizes and not target.sizes.keys() & {MANIFEST, SUMS}:
+            raise PublishError(
+                f"{without_password(address)}: holds files, and no release; choose an empty or new folder"
+            )
+        target.sweep()
         new = [f for f in files if not target.has(f)]
         gone = stale(target.sizes, files)
         if new or gone:
             new = [f for f in files if f in new or f.name == MANIFEST]
             _replace(target, new, gone, Meter(progress, "uploading", sum(f.size for f in new)))
+        else:
+            target.write_sums()
     return PushSummary(
-        target=_without_password(address),
+        target=without_password(address),
         url=None,
         commit=None,
         uploaded=tuple(f.name for f in new),
@@ -54,6 +66,7 @@ def push_to_address(files: list[LocalFile], address: str, progress: Progress) ->
 
 def _replace(target: _Target, new: list[LocalFile], gone: list[str], meter: Meter) -> None:
     """Bring the target up to date in an order that never lets it look whole when it is not."""
+    target.write_sums()  # says from the start whose place this is, so that a first push that stops here can go on
     target.remove(MANIFEST)
     for file in sorted(new, key=lambda f: LAST.index(f.name) if f.name in LAST else -1):
         if file.name == MANIFEST:
@@ -70,7 +83,7 @@ class _Target:
         address: where; the folder need not exist.
 
     Attributes:
-        sizes: bytes by name of what is there.
+        sizes: bytes by name of what is there, without what a killed push left half written.
     """
 
     def __init__(self, address: str) -> None:
@@ -82,30 +95,39 @@ class _Target:
         self._is_local = "file" in self._fs.protocol
         self._fs.invalidate_cache()
         if self._fs.isfile(self._root):
-            raise PublishError(f"{address}: is a file; give the folder to fill")
+            raise PublishError(f"{without_password(address)}: is a file; give the folder to fill")
         found = self._fs.find(self._root, detail=True)
-        self.sizes = {posixpath.relpath(path, self._root): entry["size"] for path, entry in found.items()}
-        lines = self._fs.cat_file(self._path(SUMS)).decode().splitlines() if SUMS in self.sizes else []
-        self._sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        sizes = {posixpath.relpath(path, self._root): entry["size"] for path, entry in found.items()}
+        sizes.pop(".", None)  # an object that stands for the folder, as consoles make one
+        self._leftovers = [name for name in sizes if self._is_local and _is_leftover(name)]
+        self.sizes = {name: size for name, size in sizes.items() if name not in self._leftovers}
+        self._written = self._fs.cat_file(self._path(SUMS)) if SUMS in self.sizes else None
+        lines = (line.partition("  ") for line in (self._written or b"").decode(errors="replace").splitlines())
+        self._sums = {name: digest for digest, _, name in lines if name in self.sizes}
+
+    def sweep(self) -> None:
+        """Take away what a killed push left half written."""
+        for name in self._leftovers:
+            self._fs.rm_file(self._path(name))
 
     def has(self, file: LocalFile) -> bool:
-        """Whether the same bytes are there: read on this machine, elsewhere by the digest noted when they were sent."""
+        """Whether the same bytes are there: read on this machine, elsewhere by the digest noted when they were sent.
+
+        What was read is noted too, for the next `write_sums`.
+        """
         if self.sizes.get(file.name) != file.size:
             return False
-        return (self._digest(file.name) if self._is_local else self._sums.get(file.name)) == file.sha256
+        if self._is_local and self._digest(file.name) == file.sha256:
+            self._sums[file.name] = file.sha256
+        elif self._is_local:
+            self._sums.pop(file.name, None)
+        return self._sums.get(file.name) == file.sha256
 
     def send(self, file: LocalFile) -> None:
         """Copy a file, read it back and note its digest; a folder never shows half a file."""
         self._note(file.name, None)
         path = self._path(file.name)
-        if self._is_local:  # object stores have no folders, and never show half a file
-            folder, name = posixpath.split(path)
-            self._fs.makedirs(folder, exist_ok=True)
-            part = posixpath.join(folder, f".{name}.partial")
-            self._fs.put_file(str(file.path), part)
-            self._fs.mv(part, path)
-        else:
-            self._fs.put_file(str(file.path), path)
+        self._place(path, lambda part: self._fs.put_file(str(file.path), part))
         if self._digest(file.name) != file.sha256:
             raise PublishError(f"{path}: holds other bytes than were sent; push again")
         self.sizes[file.name] = file.size
@@ -117,6 +139,24 @@ class _Target:
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
         self.sizes.pop(name, None)
+
+    def write_sums(self) -> None:
+        """Write the notes down, unless that is what the target has."""
+        text = "".join(f"{digest}  {name}\n" for name, digest in sorted(self._sums.items())).encode()
+        if text != self._written:
+            self._place(self._path(SUMS), lambda part: self._fs.pipe_file(part, text))
+            self._written = text
+
+    def _place(self, path: str, write: Callable[[str], object]) -> None:
+        """Write a file aside and rename it; object stores have no folders, and never show half a file."""
+        if not self._is_local:
+            write(path)
+            return
+        folder, name = posixpath.split(path)
+        self._fs.makedirs(folder, exist_ok=True)
+        part = posixpath.join(folder, f".{name}.partial")
+        write(part)
+        self._fs.mv(part, path)
 
     def _path(self, name: str) -> str:
         return posixpath.join(self._root, name)
@@ -132,21 +172,43 @@ class _Target:
         self._sums.pop(name, None)
         if digest:
             self._sums[name] = digest
-        text = "".join(f"{digest}  {name}\n" for name, digest in sorted(self._sums.items()))
-        self._fs.pipe_file(self._path(SUMS), text.encode())
+        self.write_sums()
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a name is that of a file of a release that was being written."""
+    folder, last = posixpath.split(name)
+    part = re.fullmatch(r"\.(.+)\.partial", last)
+    whole = posixpath.join(folder, part[1]) if part else ""
+    return whole == SUMS or is_own(whole)
 
 
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn every failure of a back end into one line."""
+    """Turn every failure of a back end into one line; again is advised only where that can help."""
+    shown = without_password(address)
+    if shown != address and not _is_url(address):  # what back ends say of it shows a part of the password
+        raise PublishError(f"{shown}: not a URL; write @ and / of a password as %40 and %2F")
     try:
         yield
     except TrajmillError:
         raise
+    except ImportError as error:
+        raise PublishError(f"{shown}: needs a package that is missing ({_one_line(error)}); install it") from error
     except Exception as error:  # each back end has its own, without a common root
-        text = f"{address}: cannot be written ({type(error).__name__}: {error}); run the same command again to go on"
-        raise PublishError(_without_password(" ".join(text.split()))) from error
+        what = ": ".join(filter(None, (type(error).__name__, _one_line(error))))
+        again = "" if isinstance(error, PERMANENT) else "; run the same command again to go on"
+        raise PublishError(f"{shown}: cannot be written ({what}){again}") from error
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+def _is_url(address: str) -> bool:
+    """Whether an address has a number where a URL has its port."""
+    try:
+        _ = urlsplit(address).port
+    except ValueError:
+        return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    return without_password(" ".join(str(error).split()))

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from trajmill.errors import PublishError, require
 from trajmill.releases.shipment import LocalFile, PushSummary, stale
+from trajmill.uris import without_password
 
 NOT_FOUND = 404
 AGAIN = "run the same command again: files that arrived whole are not sent again"
@@ -63,8 +64,8 @@ def push_to_hub(files: list[LocalFile], repo_id: str, wish: Wish) -> PushSummary
             _verify(repo_id, commit, files, gone, repository.files(commit))
     names = {f.name for f in new}
     return PushSummary(
-        target=f"{api.endpoint}/datasets/{repo_id}",
-        url=url,
+        target=without_password(f"{api.endpoint}/datasets/{repo_id}"),
+        url=url and without_password(url),
         commit=commit,
         uploaded=tuple(f.name for f in new),
         unchanged=tuple(f.name for f in files if f.name not in names),
@@ -201,7 +202,8 @@ def _explained(hub: Any, repo_id: str, endpoint: str, token: str) -> Iterator[No
         while not isinstance(cause, http) and isinstance(cause.__cause__, failures):
             cause = cause.__cause__
         text = _explain(cause, repo_id, endpoint) if isinstance(cause, http) else _unreachable(cause, endpoint)
-        raise PublishError(f"{repo_id}: {' '.join(text.split())}".replace(token, "***")) from None
+        text = without_password(" ".join(text.split())).replace(token, "***")
+        raise PublishError(f"{repo_id}: {text}") from None
 
 
 def _explain(error: Any, repo_id: str, endpoint: str) -> str:

@@ -9,6 +9,7 @@ from trajmill.errors import PublishError
 from trajmill.releases.addresses import push_to_address
 from trajmill.releases.hub import Wish, push_to_hub
 from trajmill.releases.shipment import Progress, PushSummary, check
+from trajmill.uris import without_password
 
 HUB_URL = "hf://datasets/"
 
@@ -23,6 +24,8 @@ def push(
     progress: Progress = lambda *_: None,
 ) -> PushSummary:
     """Push a release; files that are at the target already are not sent again.
+
+    Other files in its folder stay here.
 
     Args:
         release: its folder.
@@ -39,7 +42,9 @@ def push(
     """
     repo_id = _repository(target)
     if repo_id is None and (private or revision or create_pr):
-        raise PublishError(f"{target}: --private, --revision and --create-pr are for the Hugging Face Hub")
+        raise PublishError(
+            f"{without_password(target)}: --private, --revision and --create-pr are for the Hugging Face Hub"
+        )
     files = check(release, progress)
     if repo_id is None:
         return push_to_address(files, target, progress)
@@ -52,5 +57,6 @@ def _repository(target: str) -> str | None:
         return None
     repo_id = target.removeprefix(HUB_URL)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
-        raise PublishError(f"{target}: write namespace/name for a dataset of the Hub, ./folder or a URL for an address")
+        shown = without_password(target)
+        raise PublishError(f"{shown}: write namespace/name for a dataset of the Hub, ./folder or a URL for an address")
     return repo_id

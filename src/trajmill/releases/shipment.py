@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 from trajmill.errors import ReleaseError
 from trajmill.releases.croissant import CROISSANT
 from trajmill.releases.hugging_face import CONFIGURATIONS, E0S, MANIFEST
+
+DOCUMENTS = ("README.md", CROISSANT, E0S, MANIFEST)
+"""What a release has beside its shards."""
 
 BLOCK = 1 << 20
 """Bytes read at a time."""
@@ -83,21 +86,19 @@ class PushSummary:
 
 
 def check(release: Path, progress: Progress) -> list[LocalFile]:
-    """Check that a folder holds a whole release and digest its files; hidden ones are left alone.
+    """Check that a folder holds a whole release and digest its files; what else is there is left alone.
 
     Raises:
         ReleaseError: no release, rows that its manifest does not state, or bytes that `croissant.json` does not.
     """
-    manifest = _read_json(release / MANIFEST)
-    if manifest is None:
-        raise ReleaseError(f"{release}: no release here (no {MANIFEST}); make one with trajmill release")
-    if not (release / "README.md").is_file():
-        raise ReleaseError(f"{release}: its card README.md is missing; make the release again")
-    for name, expected in manifest["frames"].items():
+    frames = _frames(release)
+    for name, expected in frames.items():
         _check_rows(release / name, expected)
-    files = _digest(release, progress)
-    parts = (_read_json(release / CROISSANT) or {}).get("distribution", ())
-    stated = {part["contentUrl"]: part["sha256"] for part in parts if "sha256" in part}
+    stated = _stated(release)
+    shards = {p.relative_to(release).as_posix() for name in frames for p in (release / name).glob("train-*.parquet")}
+    if unknown := sorted(shards - stated.keys()):
+        raise ReleaseError(f"{release / CROISSANT} has no digest of {unknown[0]}; make the release again")
+    files = _digest(release, sorted({*DOCUMENTS, *stated}), progress)
     for file in files:
         if stated.get(file.name, file.sha256) != file.sha256:
             raise ReleaseError(f"{file.path}: changed after the release was made; make the release again")
@@ -107,8 +108,13 @@ def check(release: Path, progress: Progress) -> list[LocalFile]:
 def stale(there: Iterable[str], files: Iterable[LocalFile]) -> list[str]:
     """List what an earlier release left at the target: shards and files that only trajmill writes, nothing else."""
     names = {f.name for f in files}
-    shard = re.compile(rf"({'|'.join(CONFIGURATIONS)})/train-\d{{5}}-of-\d{{5}}\.parquet")
-    return sorted(n for n in {*there} - names if shard.fullmatch(n) or n in (MANIFEST, E0S, CROISSANT))
+    return sorted(n for n in {*there} - names if is_own(n) and n != "README.md")
+
+
+def is_own(name: str) -> bool:
+    """Whether a path in a release is one that trajmill gives to its files."""
+    shard = rf"({'|'.join(CONFIGURATIONS)})/train-\d{{5}}-of-\d{{5}}\.parquet"
+    return name in DOCUMENTS or re.fullmatch(shard, name, re.ASCII) is not None
 
 
 def sha256(stream: BinaryIO, seen: Callable[[int], None] = lambda _: None) -> str:
@@ -130,6 +136,28 @@ def _read_json(path: Path) -> Any:
         raise ReleaseError(f"{path}: cannot be read ({error}); make the release again") from error
 
 
+def _frames(release: Path) -> dict[str, int]:
+    """Read from the manifest how many rows each configuration has."""
+    manifest = _read_json(release / MANIFEST)
+    if manifest is None and not (release / MANIFEST).exists():
+        raise ReleaseError(f"{release}: no release here (no {MANIFEST}); make one with trajmill release")
+    frames = manifest.get("frames") if isinstance(manifest, dict) else None
+    if isinstance(frames, dict) and all(n in CONFIGURATIONS and type(rows) is int for n, rows in frames.items()):
+        return cast("dict[str, int]", frames)
+    raise ReleaseError(f"{release / MANIFEST}: does not state the frames of each configuration; make the release again")
+
+
+def _stated(release: Path) -> dict[str, str]:
+    """Read the digests of the shards by name; what is no digest is left out."""
+    description = _read_json(release / CROISSANT)
+    if description is None and not (release / CROISSANT).exists():
+        raise ReleaseError(f"{release / CROISSANT} is missing; make the release again")
+    parts = description.get("distribution") if isinstance(description, dict) else None
+    named = [p for p in parts if isinstance(p, dict)] if isinstance(parts, list) else []
+    stated = {str(part.get("contentUrl")): part["sha256"] for part in named if isinstance(part.get("sha256"), str)}
+    return {name: digest for name, digest in stated.items() if is_own(name)}
+
+
 def _check_rows(folder: Path, expected: int) -> None:
     shards = sorted(folder.glob("train-*.parquet"))
     try:
@@ -142,13 +170,18 @@ def _check_rows(folder: Path, expected: int) -> None:
         )
 
 
-def _digest(release: Path, progress: Progress) -> list[LocalFile]:
-    """List the files with their sizes and digests, in the order of their names."""
-    paths = {p.relative_to(release).as_posix(): p for p in release.rglob("*") if p.is_file()}
-    sizes = {n: p.stat().st_size for n, p in sorted(paths.items()) if not any(x[0] == "." for x in n.split("/"))}
-    meter = Meter(progress, "checking", sum(sizes.values()))
+def _digest(release: Path, names: list[str], progress: Progress) -> list[LocalFile]:
+    """Return the files of these names with their sizes and digests."""
+    paths = {name: release / name for name in names}
     files = []
-    for name, size in sizes.items():
-        with paths[name].open("rb") as stream:
-            files.append(LocalFile(name, paths[name], size, sha256(stream, meter.add)))
+    try:
+        if missing := [path for path in paths.values() if not path.is_file()]:
+            raise ReleaseError(f"{missing[0]} is missing; make the release again")
+        sizes = {name: path.stat().st_size for name, path in paths.items()}
+        meter = Meter(progress, "checking", sum(sizes.values()))
+        for name, path in paths.items():
+            with path.open("rb") as stream:
+                files.append(LocalFile(name, path, sizes[name], sha256(stream, meter.add)))
+    except OSError as error:
+        raise ReleaseError(f"{error.filename or release}: cannot be read ({error.strerror})") from error
     return files

@@ -13,6 +13,7 @@ from trajmill.errors import RemoteNotFoundError
 from trajmill.remotes.base import PlainFile, Stage
 from trajmill.remotes.pages import Link, links
 from trajmill.remotes.transfer import Session
+from trajmill.uris import without_password
 
 _DATE = re.compile(r"[0-9]{4}\.[0-9]{2}\.[0-9]{2}/")
 
@@ -33,8 +34,8 @@ class AlexandriaRemote:
         """List all path files of the sets; see `Remote.stages`."""
         url = self.options.url.rstrip("/") + "/"
         if self.options.layout == "old":
-            places = [(f"{name}/geo_opt_paths/", "") for name in self.options.sets]
-            version = {}
+            places: list[tuple[str, str]] = [(f"{name}/geo_opt_paths/", name) for name in self.options.sets]
+            version = {}  # without one, a file that is gone has vanished and was not replaced
         else:
             version = self._dated(session, url)
             # a dated folder is replaced by that of the next date as a whole
@@ -55,7 +56,9 @@ class AlexandriaRemote:
             if found.keys() == set(self.options.sets):
                 return found
         missing = ", ".join(name for name in self.options.sets if name not in found)
-        raise RemoteNotFoundError(f"{top}: no folder {missing} below any date; see fetch.alexandria in the recipe")
+        raise RemoteNotFoundError(
+            f"{without_password(top)}: no folder {missing} below any date; see fetch.alexandria in the recipe"
+        )
 
 
 def _files(session: Session, url: str, place: str, part_of: str) -> list[PlainFile]:
@@ -64,7 +67,7 @@ def _files(session: Session, url: str, place: str, part_of: str) -> list[PlainFi
     found = [
         PlainFile(
             path=place + link.name,
-            uri=link.url,
+            address=link.url,
             modified=link.modified,
             size=link.size,
             about=link.about,
@@ -74,7 +77,9 @@ def _files(session: Session, url: str, place: str, part_of: str) -> list[PlainFi
         if link.name.endswith(".json.bz2")
     ]
     if not found:
-        raise RemoteNotFoundError(f"{folder}: lists no *.json.bz2 files; see fetch.alexandria in the recipe")
+        raise RemoteNotFoundError(
+            f"{without_password(folder)}: lists no *.json.bz2 files; see fetch.alexandria in the recipe"
+        )
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trajmill.remotes.transfer import Received, Session, download
+from trajmill.uris import without_password
 
 
 class RemoteFile(Protocol):
@@ -15,7 +16,7 @@ class RemoteFile(Protocol):
 
     Attributes:
         path: its place in the raw folder, with `/`.
-        uri: its address.
+        uri: its address, without a password.
         identity: what upstream says of it; a file whose identity differs from the manifest's is fetched again.
         modified: ISO date that upstream gives it.
         n_bytes: how much is to be transferred.
@@ -52,19 +53,25 @@ class PlainFile:
     """A file fetched as it is, over HTTP.
 
     Attributes:
+        address: where to ask for it; may hold a password.
         size: exact bytes as listed, None when the listing gives none or a rounded figure.
         about: a rounded figure, for planning.
         etag: as listed; of S3, usually the MD5 of the content.
     """
 
     path: str
-    uri: str
+    address: str
     modified: str | None = None
     size: int | None = None
     about: int = 0
     etag: str | None = None
     part_of: str = ""
     at_most: bool = False
+
+    @property
+    def uri(self) -> str:
+        """Return the address as it may be shown and stored."""
+        return without_password(self.address)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -78,7 +85,7 @@ class PlainFile:
 
     def get(self, session: Session, target: Path) -> Received:
         """Download it; see `RemoteFile.get`."""
-        return download(session, self.uri, target, size=self.size, etag=self.etag, identity=self.identity)
+        return download(session, self.address, target, size=self.size, etag=self.etag, identity=self.identity)
 
 
 @dataclass(frozen=True, kw_only=True)

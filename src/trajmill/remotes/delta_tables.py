@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from trajmill import recipe
 from trajmill.errors import RemoteContentError, RemoteNotFoundError, RemoteUnavailableError
-from trajmill.remotes.s3 import Bucket
+from trajmill.remotes.s3 import Bucket, one_line
 from trajmill.remotes.transfer import USER_AGENT, Session
 from trajmill.sources.parquet_tables import DataFile
 
@@ -47,11 +46,11 @@ def open_table(options: recipe.FetchMaterialsProject, session: Session, place: s
     except DeltaError as error:
         raise RemoteContentError(f"{address}: cannot be read as a Delta table ({one_line(error)})") from error
     except OSError as error:  # one class for all that can go wrong on the way
-        _say_why(options, session, f"{place}/_delta_log/", bucket)
+        _say_why(f"{place}/_delta_log/", bucket)
         raise RemoteUnavailableError(f"{address}: {one_line(error)}; run again to go on") from error
 
 
-def _say_why(options: recipe.FetchMaterialsProject, session: Session, log: str, bucket: Bucket) -> None:
+def _say_why(log: str, bucket: Bucket) -> None:
     """Ask for what could not be had over plain HTTP, whose statuses tell what is wrong.
 
     Raises:
@@ -59,10 +58,9 @@ def _say_why(options: recipe.FetchMaterialsProject, session: Session, log: str, 
     """
     import obstore
 
-    place = f"{options.endpoint.rstrip('/')}/{bucket.name}"
-    listing, _ = session.page(f"{place}?list-type=2&prefix={quote(log, safe='')}")
-    if keys := re.findall(r"<Key>([^<]+)</Key>", listing):
-        bucket.ask(keys[-1], lambda: obstore.head(bucket.store, keys[-1]))
+    if files := list(bucket.files(log)):
+        newest = files[-1].path
+        bucket.ask(newest, lambda: obstore.head(bucket.store, newest))
 
 
 def actions(opened: DeltaTable, address: str) -> dict[str, dict[str, Any]]:
@@ -97,8 +95,3 @@ def utc(milliseconds: Any) -> str:
     if isinstance(milliseconds, datetime):
         return milliseconds.astimezone(UTC).isoformat()
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat()
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line; deltalake's and obstore's go over many, in colour."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:300]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from trajmill import recipe
 from trajmill.errors import RemoteContentError
 from trajmill.remotes.base import Stage
-from trajmill.remotes.delta_tables import actions, one_line, open_table, utc
+from trajmill.remotes.delta_tables import actions, open_table, utc
 from trajmill.remotes.mp_wanted import Licences, Wanted
 from trajmill.remotes.parquet_copy import ObjectStream, Selection, TableCopy, gathered, open_parquet
-from trajmill.remotes.s3 import Bucket
+from trajmill.remotes.s3 import Bucket, one_line
 from trajmill.remotes.transfer import Again, Received, Session, plain_disk_errors
 from trajmill.sources.parquet_tables import DataFile
 
@@ -172,25 +172,27 @@ class TableFile:
         """Return what the log says, what is copied, and which of the local rows keep their arrays.
 
         Which rows the local file must have follows from the file itself and today's options and licences: it is fetched
-        again when that is no longer what it has.
+        again when that is no longer what it has. While what is wanted is not known, what it has will do.
         """
         said = {"size": self.size, "modified": self.modified, "columns": self.selection.digest}
         return said | ({"rows": self._rows()} if self.selection.keys else {})
 
     def _rows(self) -> str | None:
-        """Digest which rows keep their arrays; None while that is not known, or when there is no local file."""
+        """Digest which rows are to keep their arrays, or have them while that is not known; None without the file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if self.wanted is None:
-            return None
+        from trajmill.sources.materials_project_delta import LEFT_OUT
+
+        columns = [*self.selection.keys] if self.wanted else [LEFT_OUT]
         digest = hashlib.sha256()
         try:
             with pq.ParquetFile(self.local.path) as parquet:
                 for i in range(parquet.num_row_groups):
-                    keys = parquet.read_row_group(i, columns=list(self.selection.keys))
-                    digest.update(bytes(reason is None for reason in self._reasons(keys)))
-        except (OSError, pa.ArrowException):
+                    rows = parquet.read_row_group(i, columns=columns)
+                    reasons = self._reasons(rows) if self.wanted else rows[LEFT_OUT].to_pylist()
+                    digest.update(bytes(reason is None for reason in reasons))
+        except (OSError, KeyError, pa.ArrowException):
             return None
         return digest.hexdigest()[:16]
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from trajmill.errors import RemoteContentError, RemoteUnavailableError
-from trajmill.remotes.delta_tables import one_line
-from trajmill.remotes.s3 import Bucket
+from trajmill.remotes.s3 import Bucket, one_line
 from trajmill.remotes.transfer import Again, Session
 
 if TYPE_CHECKING:

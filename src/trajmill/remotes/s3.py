@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from trajmill import recipe
 from trajmill.errors import RemoteContentError, RemoteNotFoundError, RemoteRefusedError, RemoteUnavailableError
 from trajmill.remotes.base import PlainFile
 from trajmill.remotes.transfer import USER_AGENT, Again, Session
+from trajmill.uris import without_password
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -27,12 +29,16 @@ class Bucket:
         name: of the bucket.
         options: endpoint and region.
         session: how patient to be.
+
+    Raises:
+        RemoteNotFoundError: endpoint and name make no web address.
     """
 
     def __init__(self, name: str, options: recipe.FetchMaterialsProject, session: Session) -> None:
         from obstore.store import S3Store
 
         self.name, self._endpoint, self._session = name, options.endpoint.rstrip("/"), session
+        _check_address(f"{self._endpoint}/{name}")
         seconds = session.options.timeout
         self.store: S3Store = S3Store(
             name,
@@ -53,7 +59,10 @@ class Bucket:
         )
 
     def url(self, key: str) -> str:
-        """Return the address of an object."""
+        """Return the address of an object as it may be shown and stored: without a password."""
+        return without_password(self._address(key))
+
+    def _address(self, key: str) -> str:
         return f"{self._endpoint}/{self.name}/{quote(key)}"
 
     def files(self, prefix: str, part_of: str = "") -> Iterator[PlainFile]:
@@ -64,12 +73,12 @@ class Bucket:
         """
         for page in self._pages(prefix):
             for listed in page.iterfind("{*}Contents"):
-                key = _text(listed, "Key")
+                key, modified, size = _object(listed)
                 yield PlainFile(
                     path=key,
-                    uri=self.url(key),
-                    modified=datetime.fromisoformat(_text(listed, "LastModified")).isoformat(),
-                    size=int(_text(listed, "Size")),
+                    address=self._address(key),
+                    modified=modified,
+                    size=size,
                     etag=_text(listed, "ETag"),
                     part_of=part_of,
                 )
@@ -102,7 +111,9 @@ class Bucket:
         """
         try:
             page = fromstring(self._session.page(url)[0])  # noqa: S314 (expat limits entities since 2.4.1)
-        except ParseError as error:
+            for listed in page.iterfind("{*}Contents"):
+                _object(listed)  # while it can be asked for again
+        except (ParseError, ValueError) as error:
             raise Again(f"the listing cannot be read ({error})", final=RemoteContentError) from error
         cut = page.findtext("{*}IsTruncated") == "true" and not page.findtext("{*}NextContinuationToken")
         if not page.tag.endswith("ListBucketResult") or cut:
@@ -117,21 +128,47 @@ class Bucket:
         """
         from obstore import exceptions
 
-        address = f"{self.url(what)}"
+        address = self.url(what)
         try:
             return request()
         except (FileNotFoundError, exceptions.NotFoundError) as error:
             raise RemoteNotFoundError(f"{address}: not there; see fetch.mp in the recipe") from error
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-            raise RemoteRefusedError(f"{address}: the server will not show it ({_line(error)})") from error
+            raise RemoteRefusedError(f"{address}: the server will not show it ({one_line(error)})") from error
         except exceptions.BaseError as error:
-            raise RemoteUnavailableError(f"{address}: {_line(error)}; run again to go on") from error
+            raise RemoteUnavailableError(f"{address}: {one_line(error)}; run again to go on") from error
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no web address; obstore and deltalake would panic.
+
+    Raises:
+        RemoteNotFoundError: it is none.
+    """
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not re.fullmatch(r"[!-~]+", address):
+        raise RemoteNotFoundError(f"{without_password(address)}: no web address; see fetch.mp in the recipe")
+
+
+def _object(listed: Element) -> tuple[str, str, int]:
+    """Read an object's key, ISO date and bytes.
+
+    Raises:
+        ValueError: the date or the bytes are not there, or none.
+    """
+    modified = datetime.fromisoformat(_text(listed, "LastModified")).isoformat()
+    return _text(listed, "Key"), modified, int(_text(listed, "Size"))
 
 
 def _text(entry: Element, name: str) -> str:
     return entry.findtext(f"{{*}}{name}", "")
 
 
-def _line(error: Exception) -> str:
-    """Return what obstore says, without the pages of debugging that follow."""
-    return " ".join(str(error).partition("Debug source")[0].split())[:300]
+def one_line(error: BaseException) -> str:
+    """Return what an error of obstore or deltalake says: they fill pages, in colour, and quote addresses."""
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("Debug source")[0]
+    return without_password(" ".join(said.split()))[:300]

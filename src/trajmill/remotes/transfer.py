@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from trajmill import recipe
 from trajmill.errors import (
-    DiskSpaceError,
+    DiskError,
     FetchError,
     RemoteContentError,
     RemoteNotFoundError,
     RemoteRefusedError,
     RemoteUnavailableError,
 )
+from trajmill.uris import without_password
 
 if TYPE_CHECKING:
     import httpx2
@@ -126,15 +127,14 @@ class Session:
         """
         import httpx2
 
+        what = without_password(what)
         fruitless, most = 0, got()
         while True:
             self.check()
             try:
                 return attempt()
-            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as problem:
-                raise RemoteNotFoundError(
-                    f"{what}: no web address ({problem}); see the recipe's section fetch"
-                ) from None
+            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol):  # may quote a part of a password
+                raise RemoteNotFoundError(f"{what}: no web address; see the recipe's section fetch") from None
             except (Again, httpx2.RequestError) as problem:
                 again = problem if isinstance(problem, Again) else Again(_in_words(problem))
             fruitless = 1 if got() - most >= FRUITFUL else fruitless + 1
@@ -175,7 +175,7 @@ def check_status(response: httpx2.Response) -> None:
         Again: another attempt may succeed.
         RemoteNotFoundError, RemoteRefusedError: none will.
     """
-    status, url = response.status_code, str(response.url)
+    status, url = response.status_code, without_password(str(response.url))
     said = f"the server answers {status} {response.reason_phrase}".rstrip()
     if status in TRANSIENT or status >= 500:
         raise Again(said, wait=_retry_after(response.headers.get("Retry-After")))
@@ -420,4 +420,4 @@ def plain_disk_errors(target: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = error.strerror or str(error)
         what = "the disk is full; make room and run again to go on" if full else f"cannot be written ({why})"
-        raise DiskSpaceError(f"{target}: {what}") from error
+        raise DiskError(f"{target}: {what}") from error

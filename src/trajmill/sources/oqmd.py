@@ -20,15 +20,15 @@ from trajmill.sources.oqmd_import import PARTITION, DuckDBConfig, import_dump
 _LAYOUT = 1  # of the DuckDB file; a new number makes old files be imported anew
 _ENTRIES = 500  # looked up at a time: some 30,000 atoms, so that memory depends on neither partition nor dump
 _ATOM_BYTES = 128  # of the dump's text, to compare assets by size
-_NAME = re.compile(r"qmdb__v(\d+)_(\d+)__\d{6}\.sql(\.gz)?")
+_NAME = re.compile(r"qmdb__v(\d+)_(\d+)__(\d\d)(\d{4})\.sql(\.gz)?")
 _RELEASED = re.compile(r"__(0[1-9]|1[0-2])(20\d\d)\b")
 _UNREADABLE = "unreadable"
 
 
-def dump_version(name: str) -> tuple[int, int] | None:
-    """Return the version in the name of a published dump, as integers: 1.10 is newer than 1.9."""
+def dump_version(name: str) -> tuple[int, int, int, int] | None:
+    """Return major and minor version, year and month in the name of a published dump: 1.10 is newer than 1.9."""
     found = _NAME.fullmatch(name)
-    return (int(found[1]), int(found[2])) if found else None
+    return (int(found[1]), int(found[2]), int(found[4]), int(found[3])) if found else None
 
 
 def open_oqmd(path: Path, options: recipe.Oqmd) -> Oqmd:
