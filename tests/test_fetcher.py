@@ -295,7 +295,8 @@ class TestFaults:
         server.plan = FaultPlan(faults=("unavailable",), rate=1.0, budget=1000, matching=".bz2")
         with pytest.raises(RemoteUnavailableError, match="the server answers 503"):
             get(server, raw, retries=0, connections=1)
-        assert len(server.asked(".bz2")) == trajmill.fetcher.GIVE_UP
+        asked = len(server.asked(".bz2"))
+        assert trajmill.fetcher.GIVE_UP <= asked <= trajmill.fetcher.GIVE_UP + 1, "one may be on its way already"
 
     def test_what_was_complete_when_another_file_failed_is_not_fetched_again(self, server, upstream, raw):
         """All of them arrive in the same moment in which one fails for good."""
