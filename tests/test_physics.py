@@ -38,7 +38,7 @@ def generated():
     """Made with CHGNet, written and read again: proves that we read what was written, not that DFT's unit is kBar."""
     source = Alexandria(DATA / "alexandria")
     found = [t for a in source.assets() for r in source.read(a) for t in r.trajectories]
-    return [rest for t in found if (rest := curate(t, load().rules)[0]) is not None]
+    return [rest for t in found if (rest := curate([t], load().rules)[0][0]) is not None]
 
 
 def test_real_relaxations(real):

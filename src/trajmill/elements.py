@@ -34,12 +34,14 @@ def reduced_formula(counts: Mapping[str, int]) -> str:
     return "".join(e + (str(n // divisor) if n != divisor else "") for e, n in counts.items())
 
 
+_LETTERS = [*ascii_uppercase, *(a + b for b in "abcd" for a in ascii_uppercase)]
+
+
 def anonymous_formula(counts: Mapping[str, int]) -> str:
     """Return OPTIMADE's `chemical_formula_anonymous`: "A2B", letters in order of falling count, then Aa, Ba, ..."""
     divisor = reduce(gcd, counts.values(), 0) or 1
-    letters = [*ascii_uppercase, *(a + b for b in "abcd" for a in ascii_uppercase)]
     numbers = sorted((n // divisor for n in counts.values()), reverse=True)
-    return "".join(letter + (str(n) if n > 1 else "") for letter, n in zip(letters, numbers, strict=False))
+    return "".join(letter + (str(n) if n > 1 else "") for letter, n in zip(_LETTERS, numbers, strict=False))
 
 
 def descriptive_formula(counts: Mapping[str, int]) -> str:

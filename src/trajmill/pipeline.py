@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 
@@ -21,12 +21,15 @@ from trajmill.errors import BalanceError
 from trajmill.recipe import Recipe
 from trajmill.schema import DATA_MODEL_VERSION
 from trajmill.sources.base import Asset, Record, Rejection, Source
+from trajmill.stores import open_store
 from trajmill.stores.base import AssetWriter, Balance, Commit
-from trajmill.stores.delta import DeltaStore
 from trajmill.trajectory import Trajectory
 
 BATCH_SIZE = 100_000
 """Atoms (of all frames) that are encoded at once: some 20 MB of arrays. See `_size`."""
+
+BATCH_RECORDS = 4 * BATCH_SIZE
+"""Atoms of records that are curated and annotated at once: the more, the more frames can be looked at together."""
 
 BATCH_REJECTIONS = 10_000
 """Rejections that are encoded at once."""
@@ -39,7 +42,7 @@ class Job:
     source: Source
     asset: Asset
     recipe: Recipe
-    store: Path
+    store: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
         BalanceError: kept + rejected is not what the reader counted, or ids would repeat.
         StoreError: the rows cannot be written.
     """
-    store = DeltaStore(job.store)
+    store = open_store(job.store)
     name, source = job.asset.name, job.source
     raw = source.raw_digest(job.asset)
     parts = [raw, job.recipe.content_digest(source.name), str(DATA_MODEL_VERSION), name]
@@ -76,8 +79,9 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
         gc.disable()  # records are trees of many small objects without cycles
         for record in source.read(job.asset):
             mill.add(record)
-            report(mill.balance.frames, mill.balance.rejected.total())
+            report(mill.frames, mill.balance.rejected.total())
         mill.finish()
+        report(mill.frames, mill.balance.rejected.total())
         facts = source.facts_digest(mill.task_ids)
         digest = fingerprint(*parts, facts)
         files = writer.close(digest, package_versions())
@@ -99,22 +103,41 @@ class _Mill:
     balance: Balance = field(default_factory=Balance)
     task_ids: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
+    frames: int = 0
+    records: list[Record] = field(default_factory=list)
     pending: dict[str, list[Trajectory]] = field(default_factory=lambda: {"frame": [], "input": []})
     size: Counter[str] = field(default_factory=Counter)
     rejections: list[Rejection] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
-        """Curate and annotate a record, check its balance, queue its rows."""
+        """Take a record; records are worked on many at a time, which is cheaper."""
+        self.records.append(record)
+        self.frames += record.n_frames
+        self.size["record"] += sum(_size(t) for t in record.trajectories) + 1
+        if self.size["record"] >= BATCH_RECORDS:
+            self._work()
+
+    def _work(self) -> None:
+        """Curate and annotate the records at hand, check their balance, queue their rows."""
+        records, self.records = self.records, []
+        self.size["record"] = 0
         recipe = self.job.recipe
-        rejections = list(record.rejections)
-        kept: list[Trajectory] = []
-        for trajectory in record.trajectories:
-            rest, turned_away = curate(trajectory, recipe.rules)
-            rejections += turned_away
-            if rest is not None and (repeated := self._repeated(rest)):
-                rejections.append(repeated)
-            elif rest is not None:
-                kept.append(annotate(rest, recipe.annotation))
+        curated = iter(curate([t for record in records for t in record.trajectories], recipe.rules))
+        rejections = [list(record.rejections) for record in records]
+        kept: list[list[Trajectory]] = [[] for _ in records]
+        for record, lost, left in zip(records, rejections, kept, strict=True):
+            for rest, turned_away in islice(curated, len(record.trajectories)):
+                lost += turned_away
+                if rest is not None and (repeated := self._repeated(rest)):
+                    lost.append(repeated)
+                elif rest is not None:
+                    left.append(rest)
+        annotated = iter(annotate([t for left in kept for t in left], recipe.annotation))
+        for record, lost, left in zip(records, rejections, kept, strict=True):
+            self._settle(record, list(islice(annotated, len(left))), lost)
+
+    def _settle(self, record: Record, kept: list[Trajectory], rejections: list[Rejection]) -> None:
+        """Check a record's balance and queue its rows."""
         self.balance += _count(record, kept, rejections, self.job.asset)
         self.task_ids.update(t.task_id for t in kept)
         self.task_ids.update(r.task_id for r in rejections if r.task_id is not None)
@@ -153,7 +176,8 @@ class _Mill:
         self.rejections.clear()
 
     def finish(self) -> None:
-        """Write what is still queued."""
+        """Work on what is still there and write what is still queued."""
+        self._work()
         for role, trajectories in self.pending.items():
             if trajectories:
                 self._flush(role)

@@ -1,10 +1,12 @@
+from collections import OrderedDict
+
 import moyopy
 import numpy as np
 import pytest
 
 from making import DATA, make
 from trajmill.annotation import symmetry
-from trajmill.annotation.symmetry import forces_vanish_by_symmetry, space_groups
+from trajmill.annotation.symmetry import analyse, space_groups
 from trajmill.sources.alexandria import Alexandria
 
 SAMPLES = [
@@ -66,6 +68,7 @@ def test_atoms_on_one_another():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_panic_of_moyopy_is_a_failure(capfd):
+    assert symmetry._search(NACL.tolist(), [], [], 1e-4) is None
     assert space_groups(NACL[None], np.zeros((1, 0, 3)), np.zeros(0, int)).tolist() == [0]
     assert "panicked" in capfd.readouterr().err  # if not, the next moyopy needs no guard
 
@@ -73,7 +76,7 @@ def test_a_panic_of_moyopy_is_a_failure(capfd):
 def vanish(lattice, fractional, numbers):
     lattice = np.asarray(lattice, float)
     fractional = np.broadcast_to(fractional, (len(lattice), *np.shape(fractional)[-2:]))
-    return forces_vanish_by_symmetry(lattice, fractional @ lattice, np.array(numbers), symprec=1e-4).tolist()
+    return analyse([(lattice, fractional @ lattice, np.array(numbers))])[0][1].tolist()
 
 
 ROCK_SALT = [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -83,6 +86,7 @@ def test_a_symmetric_trajectory_costs_one_search(monkeypatch):
     searches = []
     search = symmetry._search
     monkeypatch.setattr(symmetry, "_search", lambda *a: searches.append(1) or search(*a))
+    monkeypatch.setattr(symmetry, "_KNOWN", OrderedDict())
     cells = NACL * np.linspace(1.0, 1.1, 20)[:, None, None]
     assert vanish(cells, ROCK_SALT, [11, 17]) == [True] * 20
     assert len(searches) == 1
@@ -118,7 +122,7 @@ def test_wrapped_and_shifted_atoms():
 def test_forces_that_must_vanish_do(t):
     """On the samples: where symmetry leaves no force, the model's forces are zero."""
     usable = np.isfinite(t.forces).all(axis=(1, 2))
-    found = forces_vanish_by_symmetry(t.lattice[usable], t.positions[usable], t.numbers, symprec=1e-4)
+    found = analyse([(t.lattice[usable], t.positions[usable], t.numbers)])[0][1]
     assert (np.abs(t.forces[usable][found]) < 2e-3).all()
 
 
@@ -129,7 +133,7 @@ def test_annotation_of_a_frame_whose_cell_is_broken():
 
     t = make(2, ("S", "O"), hubbard_u={}, potentials=("S", "O"))
     t.lattice[:] = np.nan
-    done = annotate(t, recipe.Annotation())
+    done = annotate([t], recipe.Annotation())[0]
     assert done.space_group.tolist() == [0, 0]
     assert np.isnan(done.energy_corrected).all()
     assert done.notes
@@ -141,5 +145,5 @@ def test_annotations_can_be_off(key):
     from trajmill.annotation import annotate
 
     t = make(2, hubbard_u={}, potentials=("Na_pv", "Cl"))
-    assert getattr(annotate(t, recipe.Annotation()), key) is not None
-    assert getattr(annotate(t, recipe.Annotation(**{key: False})), key) is None
+    assert getattr(annotate([t], recipe.Annotation())[0], key) is not None
+    assert getattr(annotate([t], recipe.Annotation(**{key: False}))[0], key) is None

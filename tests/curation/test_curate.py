@@ -54,7 +54,7 @@ def test_a_rule_keeps_to_its_sources(name, source):
         findings={name: "found"} if name in ORDER[5:10] else {},
         **({"forces": zero} if name == "zero_forces" else {}),
     )
-    rest, rejections = curate(t, DEFAULT)
+    rest, rejections = curate([t], DEFAULT)[0]
     if source in SOURCES[name]:
         assert rest is None
         assert [r.rejected_by for r in rejections] == [name]
@@ -65,13 +65,13 @@ def test_a_rule_keeps_to_its_sources(name, source):
 
 def test_a_good_trajectory_is_kept_as_it_is():
     t = make(5)
-    assert curate(t, DEFAULT) == (t, [])
+    assert curate([t], DEFAULT)[0] == (t, [])
 
 
 @pytest.mark.parametrize("source", ["mp", "alexandria", "oqmd"])
 def test_one_frame_is_a_trajectory(source):
     t = make(1, source=source, license="BY-C", electronic_steps=ints(5), nelm=ints(60))
-    assert curate(t, DEFAULT) == (t, [])
+    assert curate([t], DEFAULT)[0] == (t, [])
 
 
 def test_the_first_rule_owns():
@@ -79,17 +79,17 @@ def test_the_first_rule_owns():
     t = make(3, source="mp", electronic_steps=ints(60, 60, 5), nelm=ints(60, 60, 60), license="BY-C")
     t.energy[1] = np.nan
     t.lattice[:2] = 0.0
-    rest, rejections = curate(t, DEFAULT)
+    rest, rejections = curate([t], DEFAULT)[0]
     assert owners(rejections) == {1: "targets", 0: "electronic_convergence"}
     assert rest.relaxation_step.tolist() == [2]
-    _, rejections = curate(make(3, source="mp", energy=t.energy, license="BY-NC"), DEFAULT)
+    _, rejections = curate([make(3, source="mp", energy=t.energy, license="BY-NC")], DEFAULT)[0]
     assert [(r.rejected_by, r.n_frames, r.relaxation_step) for r in rejections] == [("license", 3, None)]
 
 
 def test_a_rule_sees_what_the_rules_before_it_left():
     """Without its unreadable last frame the trajectory ends 2 eV/atom higher, and that is what the window takes."""
     t = make(4, energy=floats(0.1, 0.0, 4.0, np.nan))
-    rest, rejections = curate(t, DEFAULT)
+    rest, rejections = curate([t], DEFAULT)[0]
     assert rest is None
     assert [(r.rejected_by, r.n_frames) for r in rejections] == [("targets", 1), ("final_frame_outlier", 3)]
 
@@ -97,22 +97,22 @@ def test_a_rule_sees_what_the_rules_before_it_left():
 def test_the_end_is_recorded_when_the_final_frame_falls():
     t = make(4, relaxation_step=ints(0, 1, 2, 3), notes=("before",))
     t.energy[2:] = np.nan
-    rest, _ = curate(t, DEFAULT)
+    rest, _ = curate([t], DEFAULT)[0]
     assert rest.notes == ("before", "ends at step 1: step 3 was rejected by targets")
     t = make(4, source="mp", license="BY-C", electronic_steps=ints(5, 5, 5, 60), nelm=ints(60, 60, 60, 60))
-    assert curate(t, DEFAULT)[0].notes == ("ends at step 2: step 3 was rejected by electronic_convergence",)
+    assert curate([t], DEFAULT)[0][0].notes == ("ends at step 2: step 3 was rejected by electronic_convergence",)
 
 
 def test_no_end_is_recorded_when_another_frame_falls():
     t = make(4)
     t.energy[1] = np.nan
-    assert curate(t, DEFAULT)[0].notes == ()
+    assert curate([t], DEFAULT)[0][0].notes == ()
 
 
 def test_numbering_of_the_run_is_kept():
     t = make(5, relaxation_step=ints(2, 3, 5, 6, 7), relaxation_number=ints(0, 0, 1, 1, 1))
     t.energy[[1, 2]] = np.nan
-    rest, rejections = curate(t, DEFAULT)
+    rest, rejections = curate([t], DEFAULT)[0]
     assert rest.relaxation_step.tolist() == [2, 6, 7]
     assert rest.relaxation_number.tolist() == [0, 1, 1]
     assert [(r.relaxation_step, r.relaxation_number) for r in rejections] == [(3, 0), (5, 1)]
@@ -121,12 +121,12 @@ def test_numbering_of_the_run_is_kept():
 def test_identity_of_a_rejection():
     t = make(2, relaxation_number=ints(0, 1))
     t.energy[1] = np.nan
-    (rejection,) = curate(t, DEFAULT)[1]
+    (rejection,) = curate([t], DEFAULT)[0][1]
     assert (rejection.source, rejection.asset, rejection.task_id, rejection.trajectory_id, rejection.immutable_id) == (
         t.source, t.asset, t.task_id, t.trajectory_id, t.immutable_id
     )  # fmt: skip
     assert (rejection.functional, rejection.run_type, rejection.n_frames) == ("pbe", "GGA", 1)
-    (whole,) = curate(make(2, ("Yb",), relaxation_number=ints(0, 1)), DEFAULT)[1]
+    (whole,) = curate([make(2, ("Yb",), relaxation_number=ints(0, 1))], DEFAULT)[0][1]
     assert (whole.relaxation_number, whole.relaxation_step) == (None, None)  # of no single stage
     assert whole.detail == "contains Yb"
 
@@ -134,16 +134,16 @@ def test_identity_of_a_rejection():
 def test_a_rule_that_is_off_rejects_nothing():
     t = make(3, energy=floats(10.0, 0.0, 0.0))
     off = recipe.Rules.model_validate({"energy_window": {"enabled": False}})
-    assert curate(t, DEFAULT)[0].relaxation_step.tolist() == [1, 2]
-    assert curate(t, off)[0] is t
+    assert curate([t], DEFAULT)[0][0].relaxation_step.tolist() == [1, 2]
+    assert curate([t], off)[0][0] is t
 
 
 def test_inputs_pass_the_label_rules_but_not_the_geometry():
     t = make(3, source="oqmd", is_input=np.array([True, False, False]))
     t.energy[0] = t.forces[0] = t.stress[0] = np.nan
-    assert curate(t, DEFAULT)[0] is t
+    assert curate([t], DEFAULT)[0][0] is t
     t.positions[0, 1] = t.positions[0, 0]
-    assert owners(curate(t, DEFAULT)[1]) == {0: "geometry"}
+    assert owners(curate([t], DEFAULT)[0][1]) == {0: "geometry"}
 
 
 HOLES = st.lists(
@@ -187,7 +187,7 @@ def test_nothing_vanishes(n, source, symbols, holes, toggled, seed):
     enabled = {
         name: {"enabled": getattr(DEFAULT, name).enabled != (name in toggled)} for name in type(DEFAULT).model_fields
     }
-    rest, rejections = curate(t, recipe.Rules.model_validate(enabled))
+    rest, rejections = curate([t], recipe.Rules.model_validate(enabled))[0]
     kept = [] if rest is None else rest.relaxation_step.tolist()
     assert rest is None or len(rest)
     assert len(kept) + sum(r.n_frames for r in rejections) == n

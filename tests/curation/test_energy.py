@@ -96,7 +96,7 @@ def test_max_force(threshold, rejected):
 
 def test_max_force_is_off_by_default():
     t = make(forces=np.full((3, 2, 3), 1000.0))
-    assert len(curate(t, recipe.Rules())[0]) == 3
-    rest, rejections = curate(t, recipe.Rules(max_force=recipe.MaxForce(enabled=True)))
+    assert len(curate([t], recipe.Rules())[0][0]) == 3
+    rest, rejections = curate([t], recipe.Rules(max_force=recipe.MaxForce(enabled=True)))[0]
     assert rest is None
     assert {r.rejected_by for r in rejections} == {"max_force"}

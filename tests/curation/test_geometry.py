@@ -28,13 +28,13 @@ def cell(lattice, positions, n_frames=1, symbols=None):
 def test_not_finite(value, field):
     t = make(3)
     getattr(t, field)[1, 0, 2] = value
-    assert geometry.geometry(t, OPTIONS) == {1: "cell or positions missing or not finite"}
+    assert geometry.geometry([t], OPTIONS)[0] == {1: "cell or positions missing or not finite"}
 
 
 def test_the_reader_knows_better_why():
     t = make(2, faults={1: "3 sites, 2 before", 0: "not about geometry"})
     t.lattice[1] = np.nan
-    assert geometry.geometry(t, OPTIONS) == {1: "3 sites, 2 before"}
+    assert geometry.geometry([t], OPTIONS)[0] == {1: "3 sites, 2 before"}
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_the_reader_knows_better_why():
     ],
 )
 def test_volume_per_atom(lattice, text):
-    assert geometry.geometry(cell(lattice, [[0, 0, 0], [0.5, 0.5, 0.5]]), OPTIONS) == {0: text}
+    assert geometry.geometry([cell(lattice, [[0, 0, 0], [0.5, 0.5, 0.5]])], OPTIONS)[0] == {0: text}
 
 
 def test_a_left_handed_cell_has_a_volume():
-    assert geometry.geometry(cell(np.diag([-5.0, 5.0, 5.0]), [[0, 0, 0], [2, 2, 2]]), OPTIONS) == {}
+    assert geometry.geometry([cell(np.diag([-5.0, 5.0, 5.0]), [[0, 0, 0], [2, 2, 2]])], OPTIONS)[0] == {}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_left_handed_cell_has_a_volume():
     ],
 )
 def test_distance(lattice, positions, distance):
-    found = geometry.geometry(cell(lattice, positions), OPTIONS)
+    found = geometry.geometry([cell(lattice, positions)], OPTIONS)[0]
     expected = {0: f"two atoms {distance:.3f} A apart, at least 0.5 wanted"} if distance is not None else {}
     assert found == expected
 
@@ -81,7 +81,7 @@ def test_distance(lattice, positions, distance):
 def test_thresholds_act(options, rejected):
     t = cell(5 * np.eye(3), [[0, 0, 0], [0.4, 0, 0]])
     options = {"min_distance": 0.3} | options
-    assert list(geometry.geometry(t, recipe.Geometry(**options))) == rejected
+    assert list(geometry.geometry([t], recipe.Geometry(**options))[0]) == rejected
 
 
 @pytest.mark.parametrize("field", ["lattice", "positions"])
@@ -89,7 +89,7 @@ def test_thresholds_act(options, rejected):
 def test_absurd_numbers_are_no_error(field, value):
     t = make(3)
     getattr(t, field)[1, 0, 0] = value
-    assert set(geometry.geometry(t, OPTIONS)) <= {1}
+    assert set(geometry.geometry([t], OPTIONS)[0]) <= {1}
 
 
 def test_each_frame_for_itself():
@@ -97,7 +97,7 @@ def test_each_frame_for_itself():
     t.lattice[0] = np.nan
     t.lattice[1] = 0
     t.positions[3, 1] = t.positions[3, 0] + [0, 0.1, 0]
-    assert {i: text[:9] for i, text in geometry.geometry(t, OPTIONS).items()} == {
+    assert {i: text[:9] for i, text in geometry.geometry([t], OPTIONS)[0].items()} == {
         0: "cell or p",
         1: "0 A^3 per",
         3: "two atoms",

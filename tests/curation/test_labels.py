@@ -92,33 +92,35 @@ CASES = {
 def test_zero_forces(name):
     t, by_symmetry = CASES[name]
     expected = {} if by_symmetry else {0: "all forces are exactly 0 and no symmetry asks for it"}
-    assert labels.zero_forces(t, ON) == expected
+    assert labels.zero_forces([t], ON)[0] == expected
 
 
 def test_one_nonzero_component_is_enough():
     t = CASES["P1"][0]
     forces = t.forces.copy()
     forces[0, 2, 1] = 1e-8
-    assert labels.zero_forces(make(1, t.symbols, positions=t.positions, lattice=t.lattice, forces=forces), ON) == {}
+    assert (
+        labels.zero_forces([make(1, t.symbols, positions=t.positions, lattice=t.lattice, forces=forces)], ON)[0] == {}
+    )
 
 
 def test_a_single_atom_has_no_force():
     t = make(1, ("Fe",), lattice=np.array([[[2.5, 0.1, 0], [0.3, 2.6, 0], [0, 0.7, 2.9]]]))
-    assert labels.zero_forces(make(1, ("Fe",), lattice=t.lattice, forces=np.zeros((1, 1, 3))), ON) == {}
+    assert labels.zero_forces([make(1, ("Fe",), lattice=t.lattice, forces=np.zeros((1, 1, 3)))], ON)[0] == {}
 
 
 def test_inputs_are_not_asked_for_forces():
     t = CASES["P1"][0]
     nothing = np.full((1, 3, 3), np.nan)
     t = make(1, t.symbols, positions=t.positions, lattice=t.lattice, forces=nothing, is_input=np.array([True]))
-    assert labels.zero_forces(t, ON) == {}
+    assert labels.zero_forces([t], ON)[0] == {}
 
 
 @pytest.mark.parametrize("lattice", [np.nan, 0.0])
 def test_a_broken_cell_is_no_excuse_and_no_error(lattice):
     t = CASES["rock salt"][0]
     t = make(1, t.symbols, positions=t.positions, lattice=np.full((1, 3, 3), lattice), forces=t.forces)
-    assert list(labels.zero_forces(t, ON)) == [0]
+    assert list(labels.zero_forces([t], ON)[0]) == [0]
 
 
 @pytest.mark.parametrize(

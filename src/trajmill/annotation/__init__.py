@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 from trajmill import recipe
 from trajmill.annotation.compatibility import cross_compatibility
 from trajmill.annotation.energy_correction import energy_corrected
-from trajmill.annotation.symmetry import space_groups
-from trajmill.trajectory import Trajectory
+from trajmill.annotation.symmetry import analyse
+from trajmill.trajectory import IntArray, Trajectory
 
 
-def annotate(t: Trajectory, options: recipe.Annotation) -> Trajectory:
-    """Add space groups, corrected energies and cross compatibility to a curated trajectory."""
-    groups = corrected = reason = None
+def annotate(trajectories: Sequence[Trajectory], options: recipe.Annotation) -> list[Trajectory]:
+    """Add space groups, corrected energies and cross compatibility to curated trajectories."""
+    groups: list[IntArray | None] = [None] * len(trajectories)
     if options.space_group:
-        groups = space_groups(t.lattice, t.positions, t.numbers, symprec=options.symprec)
-    if options.energy_corrected:
-        corrected, reason = energy_corrected(t)
+        frames = [(t.lattice, t.positions, t.numbers) for t in trajectories]
+        groups = [found for found, _ in analyse(frames, symprec=options.symprec)]
+    return [_annotated(t, group, options) for t, group in zip(trajectories, groups, strict=True)]
+
+
+def _annotated(t: Trajectory, groups: IntArray | None, options: recipe.Annotation) -> Trajectory:
+    corrected, reason = energy_corrected(t) if options.energy_corrected else (None, None)
     notes = (*t.notes, reason) if reason else t.notes
-    return replace(
-        t, space_group=groups, energy_corrected=corrected, cross_compatibility=cross_compatibility(t), notes=notes
+    return t.changed(
+        space_group=groups, energy_corrected=corrected, cross_compatibility=cross_compatibility(t), notes=notes
     )

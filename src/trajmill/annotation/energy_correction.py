@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trajmill.annotation.anion_types import oxide_type, sulfide_type
 from trajmill.trajectory import FloatArray, Trajectory
 
 SET = re.compile(r"\{([^{}]*)\}")
@@ -31,26 +32,20 @@ def energy_corrected(t: Trajectory) -> tuple[FloatArray, str | None]:
     if t.run_type is None or t.hubbard_u is None or t.potentials is None:
         return corrected, "no corrected energy: run type, U values or potentials unknown"
     reason = None
-    for number in np.unique(t.relaxation_number):
-        frames = np.flatnonzero(t.relaxation_number == number)
-        value = _correction(t, int(frames[-1]))
+    counts = tuple(Counter(t.symbols).items())  # in the order of the sites, which decides the order of summation
+    settings = t.run_type, tuple(t.hubbard_u.items()), tuple(t.potentials)
+    last = np.flatnonzero(np.diff(t.relaxation_number, append=-1))  # the final frame of each calculation
+    for frame in last.tolist():
+        frames = t.relaxation_number == t.relaxation_number[frame]
+        try:
+            value = _adjustment(counts, *settings, *_anion_types(t, frame))
+        except (ValueError, IndexError) as error:  # not finite, no neighbours, a symmetry search that failed
+            value = f"pymatgen cannot tell the anions' type: {error}"
         if isinstance(value, str):
             reason = f"no corrected energy: {value}"
         else:
             corrected[frames] = t.energy[frames] + value
     return corrected, reason
-
-
-def _correction(t: Trajectory, frame: int) -> float | str:
-    """Return the correction of a cell in eV, or why pymatgen refuses."""
-    counts = tuple(Counter(t.symbols).items())  # in the order of the sites, which decides the order of summation
-    try:
-        oxide, sulfide = _anion_types(t, frame)
-    except (ValueError, IndexError) as error:  # not finite, no neighbours, a symmetry search that failed
-        return f"pymatgen cannot tell the anions' type: {error}"
-    return _adjustment(
-        counts, t.run_type, tuple((t.hubbard_u or {}).items()), tuple(t.potentials or ()), oxide, sulfide
-    )
 
 
 def _anion_types(t: Trajectory, frame: int) -> tuple[str, str]:
@@ -59,17 +54,13 @@ def _anion_types(t: Trajectory, frame: int) -> tuple[str, str]:
     Raises:
         ValueError, IndexError: the geometry has no answer.
     """
-    if "O" not in t.composition and "S" not in t.composition:
+    has_oxygen, has_sulfur = "O" in t.composition, "S" in t.composition
+    if not (has_oxygen or has_sulfur):
         return "", ""
     if not np.isfinite(t.positions[frame]).all():  # spglib, which pymatgen calls, ends the process on NaN
         raise ValueError("positions are not finite")
-    from pymatgen.analysis.structure_analyzer import oxide_type, sulfide_type
-    from pymatgen.core import Lattice, Structure
-
-    structure = Structure(Lattice(t.lattice[frame]), t.symbols, t.positions[frame], coords_are_cartesian=True)
-    oxide = oxide_type(structure, 1.05) if "O" in t.composition else ""
-    sulfide = sulfide_type(structure) or "none" if "S" in t.composition else ""
-    return oxide, sulfide
+    structure = t.lattice[frame], t.positions[frame], t.numbers
+    return oxide_type(*structure) if has_oxygen else "", sulfide_type(*structure) if has_sulfur else ""
 
 
 @lru_cache(maxsize=4096)

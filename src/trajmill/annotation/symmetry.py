@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trajmill.annotation.symmetry_template import SymmetryTemplate, analyse_frame, lattice_kinds
 from trajmill.trajectory import BoolArray, FloatArray, IntArray
 
 SYMPREC = 1e-4
 """A, the tolerance of the published dataset."""
+
+MAX_KINDS = 2048
+"""Kinds of frame (pattern of species and kind of lattice) of which templates are remembered."""
+
+MAX_TEMPLATES = 4
+"""Templates that are remembered of each; one takes some 5 kB."""
+
+FUTILE = 2
+"""Searches in a row that helped no other frame of a trajectory, after which its other frames are just searched."""
+
+
+Frames = tuple[FloatArray, FloatArray, NDArray[np.int64]]
+"""Lattice (n_frames, 3, 3) A, positions (n_frames, n_atoms, 3) A, and atomic numbers (n_atoms,)."""
 
 
 def space_groups(
@@ -27,28 +45,112 @@ def space_groups(
     Returns:
         (n_frames,) International Tables numbers, 0 where moyopy finds none.
     """
-    species = numbers.tolist()
-    fractional = _fractional(lattice, positions)
-    groups = np.zeros(len(lattice), np.int32)
-    for i, (cell, sites) in enumerate(zip(lattice.tolist(), fractional.tolist(), strict=True)):
-        if dataset := _search(cell, sites, species, symprec):
-            groups[i] = dataset.number
-    return groups
+    return analyse([(lattice, positions, numbers)], symprec=symprec)[0][0]
 
 
-def _fractional(lattice: FloatArray, positions: FloatArray) -> FloatArray:
-    """Return fractional coordinates, NaN in a frame whose cell is missing or singular."""
+def analyse(trajectories: Sequence[Frames], *, symprec: float = SYMPREC) -> list[tuple[IntArray, BoolArray]]:
+    """Analyse the symmetry of all frames of many trajectories, which costs less than one by one.
+
+    Few frames are searched: most are recognised by what was found for others (see `symmetry_template`), with the
+    answers that searching each of them would give.
+
+    Returns:
+        For each trajectory: (n_frames,) space groups, 0 where moyopy finds none; and (n_frames,) whether site symmetry
+        leaves no atom a force. A force is invariant under the operations that map its atom on itself; it vanishes when
+        these leave no direction alone.
+    """
+    starts = np.cumsum([0, *(len(lattice) for lattice, *_ in trajectories)])
+    lattices = np.concatenate([np.zeros((0, 3, 3)), *(lattice for lattice, *_ in trajectories)])
+    inverse = _inverses(lattices)
+    kinds = lattice_kinds(lattices, symprec)
+    alike: dict[tuple[bytes, bytes], list[int]] = {}
+    for i, (start, (lattice, _, numbers)) in enumerate(zip(starts, trajectories, strict=False)):
+        if len(lattice) and len(numbers):
+            alike.setdefault((_pattern(numbers).tobytes(), kinds[start].tobytes()), []).append(i)
+    found = [(np.zeros(len(lattice), np.int32), np.zeros(len(lattice), bool)) for lattice, *_ in trajectories]
+    for key, members in alike.items():
+        ranges = [slice(starts[i], starts[i + 1]) for i in members]
+        fractional = np.concatenate([trajectories[i][1] @ inverse[r] for i, r in zip(members, ranges, strict=True)])
+        numbers = trajectories[members[0]][2]
+        groups, force_free = _analyse(
+            np.concatenate([lattices[r] for r in ranges]), fractional, numbers, _known(symprec, *key), symprec
+        )
+        borders = np.cumsum([r.stop - r.start for r in ranges])[:-1]
+        answers = zip(np.split(groups, borders), np.split(force_free, borders), strict=True)
+        for i, answer in zip(members, answers, strict=True):
+            found[i] = answer
+    return found
+
+
+def _pattern(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each atom the first of its element: the same for all compounds of a prototype."""
+    first: NDArray[np.int64] = (numbers[:, None] == numbers).argmax(axis=1)
+    return first
+
+
+def _analyse(
+    lattice: FloatArray,
+    fractional: FloatArray,
+    numbers: NDArray[np.int64],
+    known: list[SymmetryTemplate],
+    symprec: float,
+) -> tuple[IntArray, BoolArray]:
+    """Analyse frames of the same pattern of species by known templates and by searching what these do not fit."""
+    groups, force_free = np.zeros(len(lattice), np.int32), np.zeros(len(lattice), bool)
+    rest = np.flatnonzero(np.isfinite(fractional).all(axis=(1, 2)))
+
+    def settle(template: SymmetryTemplate) -> bool:
+        """Take the template's answer for the frames it fits; tell whether there were any."""
+        nonlocal rest
+        fits = template.fits(lattice[rest], fractional[rest])
+        groups[rest[fits]], force_free[rest[fits]] = template.number, template.force_free
+        rest = rest[~fits]
+        return bool(fits.any())
+
+    for template in known.copy():
+        if len(rest) and settle(template):
+            known.remove(template)
+            known.insert(0, template)
+    futile = 0
+    while len(rest):
+        i, rest = rest[0], rest[1:]
+        dataset = _search(lattice[i].tolist(), fractional[i].tolist(), numbers.tolist(), symprec)
+        if dataset is None:
+            continue
+        groups[i] = dataset.number
+        force_free[i], found = analyse_frame(lattice[i], fractional[i], _pattern(numbers), dataset, symprec)
+        if found and futile < FUTILE:
+            known.insert(0, found)
+            del known[MAX_TEMPLATES:]
+            futile = 0 if settle(found) else futile + 1
+    return groups, force_free
+
+
+_KNOWN: OrderedDict[tuple[float, bytes, bytes], list[SymmetryTemplate]] = OrderedDict()
+
+
+def _known(symprec: float, pattern: bytes, kind: bytes) -> list[SymmetryTemplate]:
+    """Return the list of templates of frames like these, the last useful first; the least used are forgotten."""
+    key = (symprec, pattern, kind)
+    found = _KNOWN.setdefault(key, [])
+    _KNOWN.move_to_end(key)
+    if len(_KNOWN) > MAX_KINDS:
+        _KNOWN.popitem(last=False)
+    return found
+
+
+def _inverses(lattice: FloatArray) -> FloatArray:
+    """Return inverse cells, NaN for a cell that is missing or singular."""
     regular: BoolArray = np.all(np.isfinite(lattice), axis=(1, 2))
     regular[regular] = np.linalg.det(lattice[regular]) != 0
     inverse = np.full_like(lattice, np.nan)
     inverse[regular] = np.linalg.inv(lattice[regular])
-    return positions @ inverse
+    return inverse
 
 
 def _search(cell: list[Any], sites: list[Any], species: list[int], symprec: float) -> Any | None:
     """Search the symmetry of one frame; None where moyopy fails."""
-    import moyopy
-
+    moyopy = _moyopy()
     try:
         return moyopy.MoyoDataset(moyopy.Cell(cell, sites, species), symprec=symprec)
     except (KeyboardInterrupt, SystemExit):
@@ -57,56 +159,9 @@ def _search(cell: list[Any], sites: list[Any], species: list[int], symprec: floa
         return None
 
 
-def forces_vanish_by_symmetry(
-    lattice: FloatArray, positions: FloatArray, numbers: NDArray[np.int64], *, symprec: float
-) -> BoolArray:
-    """Tell in which frames site symmetry leaves no atom a force.
+@cache
+def _moyopy() -> Any:
+    import moyopy
 
-    A force on an atom is invariant under the operations that map the atom on itself; it vanishes when these leave no
-    direction alone. A frame in which the operations hold that took the forces from an earlier frame is not searched
-    again, so that a symmetric trajectory costs one search.
-
-    Args:
-        lattice: (n_frames, 3, 3) A.
-        positions: (n_frames, n_atoms, 3) A.
-        numbers: (n_atoms,) atomic numbers.
-        symprec: A.
-
-    Returns:
-        (n_frames,) False also where no symmetry can be found.
-    """
-    vanish = np.zeros(len(lattice), bool)
-    fractional = _fractional(lattice, positions)
-    metric = lattice @ lattice.transpose(0, 2, 1)
-    known: tuple[FloatArray, NDArray[np.int64]] | None = None  # sites and rotations of the last symmetric frame
-    for i in range(len(lattice)):
-        if known is not None:
-            sites, rotations = known
-            turned = rotations.transpose(0, 2, 1) @ metric[i] @ rotations
-            if np.allclose(sites, fractional[i], rtol=0, atol=1e-7) and np.allclose(
-                turned, metric[i], rtol=0, atol=symprec
-            ):
-                vanish[i] = True
-                continue
-        dataset = _search(lattice[i].tolist(), fractional[i].tolist(), numbers.tolist(), symprec)
-        if dataset is None:
-            continue
-        rotations, translations = np.array(dataset.operations.rotations), np.array(dataset.operations.translations)
-        if _no_free_direction(lattice[i], fractional[i], rotations, translations, symprec):
-            vanish[i] = True
-            known = fractional[i], rotations
-    return vanish
-
-
-def _no_free_direction(
-    lattice: FloatArray, sites: FloatArray, rotations: NDArray[np.int64], translations: FloatArray, symprec: float
-) -> bool:
-    """Tell whether the mean of every site's own rotations (in fractional coordinates) is zero."""
-    images = sites @ rotations.transpose(0, 2, 1) + translations[:, None, :]
-    shift = images - sites
-    shift -= np.rint(shift)
-    fixed = np.linalg.norm(shift @ lattice, axis=2) < 10 * symprec  # (n_operations, n_atoms)
-    projector = (
-        np.einsum("oa,oij->aij", fixed.astype(float), rotations.astype(float)) / fixed.sum(axis=0)[:, None, None]
-    )
-    return bool((np.abs(projector) < 1e-8).all())
+    logging.getLogger("moyo").setLevel(logging.ERROR)  # it warns of what `operations` leaves out, which is not used
+    return moyopy

@@ -7,8 +7,8 @@ rejects a frame owns it. Rules that need all trajectories at once run at release
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,21 @@ class Rule:
         reject: the rule itself.
         section: its section of the recipe's `rules`, when it is not called like the rule.
         sources: sources it applies to; empty means all.
+        together: whether `reject` takes a list of trajectories, which is cheaper, and returns a verdict for each.
     """
 
     name: str
-    reject: Callable[[Trajectory, Any], Verdict]
+    reject: Callable[[Any, Any], Any]
     section: str = ""
     sources: frozenset[str] = frozenset()
+    together: bool = False
+
+    def verdicts(self, trajectories: Sequence[Trajectory], options: Any) -> Sequence[Verdict]:
+        """Return what the rule says of each trajectory."""
+        if self.together:
+            verdicts: Sequence[Verdict] = self.reject(trajectories, options)
+            return verdicts
+        return [self.reject(t, options) for t in trajectories]
 
 
 MP, OQMD = frozenset({"mp"}), frozenset({"oqmd"})
@@ -52,9 +61,9 @@ RULES = (
     Rule("relaxation_record", records.finding("relaxation_record"), sources=OQMD),
     Rule("relaxation_converged", records.finding("relaxation_converged"), sources=OQMD),
     Rule("targets", labels.targets),
-    Rule("zero_forces", labels.zero_forces, sources=OQMD),
+    Rule("zero_forces", labels.zero_forces, sources=OQMD, together=True),
     Rule("electronic_convergence", labels.electronic_convergence, sources=MP),
-    Rule("geometry", geometry.geometry),
+    Rule("geometry", geometry.geometry, together=True),
     Rule("duplicate_frames", geometry.duplicate_frames),
     Rule("final_frame_outlier", energy.final_frame_outlier, section="energy_window"),
     Rule("energy_window", energy.energy_window),
@@ -62,37 +71,51 @@ RULES = (
 )
 
 
-def curate(trajectory: Trajectory, rules: recipe.Rules) -> tuple[Trajectory | None, list[Rejection]]:
-    """Run all rules over a trajectory.
+Curated = tuple[Trajectory | None, list[Rejection]]
+"""What is left of a trajectory, None when nothing is, and a rejection for everything that is not."""
 
-    Returns:
-        What is left (None when nothing is) and a rejection for everything that is not. When the run's last frame went,
-        a note on the rest says which frame is the end now.
+
+def curate(trajectories: Sequence[Trajectory], rules: recipe.Rules) -> list[Curated]:
+    """Run all rules over trajectories, each of which is judged alone.
+
+    When a run's last frame went, a note on the rest says which frame is the end now.
     """
-    rejections: list[Rejection] = []
-    kept = trajectory
-    end = int(trajectory.relaxation_step[-1]) if len(trajectory) else None
+    left: dict[int, Trajectory] = dict(enumerate(trajectories))
+    rejections: list[list[Rejection]] = [[] for _ in trajectories]
     for rule in RULES:
         options = getattr(rules, rule.section or rule.name)
-        if not options.enabled or (rule.sources and kept.source not in rule.sources):
+        if not options.enabled:
             continue
-        verdict = rule.reject(kept, options)
-        if not verdict:
-            continue
-        if isinstance(verdict, str):
-            rejections.append(_rejection(kept, rule.name, verdict))
-            return None, rejections
-        rejections.extend(_rejection(kept, rule.name, text, frame) for frame, text in sorted(verdict.items()))
-        keep = np.ones(len(kept), bool)
-        keep[list(verdict)] = False
-        if not keep.any():
-            return None, rejections
-        kept = kept.select(keep)
-    if kept.relaxation_step[-1] != end:
-        owner = next(r.rejected_by for r in rejections if r.relaxation_step == end)
-        note = f"ends at step {kept.relaxation_step[-1]}: step {end} was rejected by {owner}"
-        kept = replace(kept, notes=(*kept.notes, note))
-    return kept, rejections
+        judged = [i for i, t in left.items() if not rule.sources or t.source in rule.sources]
+        verdicts = rule.verdicts([left[i] for i in judged], options)
+        for i, verdict in zip(judged, verdicts, strict=True):
+            if verdict:
+                rest, lost = _apply(rule.name, verdict, left.pop(i))
+                rejections[i] += lost
+                if rest is not None:
+                    left[i] = rest
+    return [
+        (_with_note_on_end(left[i], t, rejections[i]) if i in left else None, rejections[i])
+        for i, t in enumerate(trajectories)
+    ]
+
+
+def _apply(rule: str, verdict: str | Mapping[int, str], t: Trajectory) -> Curated:
+    """Take away what a rule rejects."""
+    if isinstance(verdict, str):
+        return None, [_rejection(t, rule, verdict)]
+    lost = [_rejection(t, rule, text, frame) for frame, text in sorted(verdict.items())]
+    keep = np.ones(len(t), bool)
+    keep[list(verdict)] = False
+    return t.select(keep) if keep.any() else None, lost
+
+
+def _with_note_on_end(kept: Trajectory, before: Trajectory, rejections: list[Rejection]) -> Trajectory:
+    if kept is before or kept.relaxation_step[-1] == (end := int(before.relaxation_step[-1])):
+        return kept
+    owner = next(r.rejected_by for r in rejections if r.relaxation_step == end)
+    note = f"ends at step {kept.relaxation_step[-1]}: step {end} was rejected by {owner}"
+    return kept.changed(notes=(*kept.notes, note))
 
 
 def _rejection(t: Trajectory, rule: str, detail: str, frame: int | None = None) -> Rejection:

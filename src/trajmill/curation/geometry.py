@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,21 +17,31 @@ NEIGHBOURS = np.array(list(itertools.product((-1, 0, 1), repeat=2)))
 
 
 @np.errstate(over="ignore", divide="ignore")  # absurd numbers are what this rule is for
-def geometry(t: Trajectory, options: recipe.Geometry) -> dict[int, str]:
+def geometry(trajectories: Sequence[Trajectory], options: recipe.Geometry) -> list[dict[int, str]]:
     """Keep frames with a finite cell of sane volume and no two atoms too close, periodic images included."""
-    finite: BoolArray = np.all(np.isfinite(t.lattice), axis=(1, 2)) & np.all(np.isfinite(t.positions), axis=(1, 2))
-    rejected = {
-        int(i): t.faults.get(int(i), "cell or positions missing or not finite") for i in np.flatnonzero(~finite)
-    }
-    volume = np.abs(np.linalg.det(np.where(finite[:, None, None], t.lattice, np.eye(3)))) / max(t.n_atoms, 1)
-    for i in np.flatnonzero(finite & ~(volume > options.min_volume)):
-        rejected[int(i)] = f"{volume[i]:.3g} A^3 per atom, at least {options.min_volume} wanted"
-    sane = np.flatnonzero(finite & (volume > options.min_volume))
-    distance = shortest_distance(t.lattice[sane], t.positions[sane], options.min_distance)
-    for i, d in zip(sane, distance, strict=True):
-        if d < options.min_distance:
-            rejected[int(i)] = f"two atoms {d:.3f} A apart, at least {options.min_distance} wanted"
-    return rejected
+    verdicts: list[dict[int, str]] = [{} for _ in trajectories]
+    alike: dict[int, list[int]] = {}  # trajectories by number of atoms: their frames are looked at together
+    for i, t in enumerate(trajectories):
+        alike.setdefault(t.n_atoms, []).append(i)
+    for n_atoms, members in alike.items():
+        lattice = np.concatenate([trajectories[i].lattice for i in members])
+        positions = np.concatenate([trajectories[i].positions for i in members])
+        owner = np.repeat(members, [len(trajectories[i]) for i in members])
+        frame = np.concatenate([np.arange(len(trajectories[i])) for i in members])
+        finite: BoolArray = np.isfinite(lattice).all(axis=(1, 2)) & np.isfinite(positions).all(axis=(1, 2))
+        for k in np.flatnonzero(~finite):
+            text = trajectories[owner[k]].faults.get(int(frame[k]), "cell or positions missing or not finite")
+            verdicts[owner[k]][int(frame[k])] = text
+        volume = np.abs(np.linalg.det(np.where(finite[:, None, None], lattice, np.eye(3)))) / max(n_atoms, 1)
+        for k in np.flatnonzero(finite & ~(volume > options.min_volume)):
+            text = f"{volume[k]:.3g} A^3 per atom, at least {options.min_volume} wanted"
+            verdicts[owner[k]][int(frame[k])] = text
+        sane = np.flatnonzero(finite & (volume > options.min_volume))
+        distance = shortest_distance(lattice[sane], positions[sane], options.min_distance)
+        for k, d in zip(sane[distance < options.min_distance], distance[distance < options.min_distance], strict=True):
+            text = f"two atoms {d:.3f} A apart, at least {options.min_distance} wanted"
+            verdicts[owner[k]][int(frame[k])] = text
+    return verdicts
 
 
 def shortest_distance(lattice: FloatArray, positions: FloatArray, cutoff: float) -> FloatArray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from trajmill import recipe
-from trajmill.annotation.symmetry import SYMPREC, forces_vanish_by_symmetry
+from trajmill.annotation.symmetry import analyse
 from trajmill.trajectory import Trajectory
 
 
@@ -29,16 +31,18 @@ def targets(t: Trajectory, _: recipe.Rule) -> dict[int, str]:
     return rejected
 
 
-def zero_forces(t: Trajectory, _: recipe.Rule) -> dict[int, str]:
+def zero_forces(trajectories: Sequence[Trajectory], _: recipe.Rule) -> list[dict[int, str]]:
     """Keep frames with a force, or without one where site symmetry (or a single atom) allows none.
 
     Readers of some sources store a force they could not read as exact zero.
     """
-    zero = np.flatnonzero(t.labelled & ~t.forces.any(axis=(1, 2)))
-    if not len(zero) or t.n_atoms == 1:
-        return {}
-    allowed = forces_vanish_by_symmetry(t.lattice[zero], t.positions[zero], t.numbers, symprec=SYMPREC)
-    return {int(i): "all forces are exactly 0 and no symmetry asks for it" for i in zero[~allowed]}
+    zero = [
+        np.flatnonzero(t.labelled & ~t.forces.any(axis=(1, 2))) if t.n_atoms > 1 else np.zeros(0, int)
+        for t in trajectories
+    ]
+    found = analyse([(t.lattice[z], t.positions[z], t.numbers) for t, z in zip(trajectories, zero, strict=True)])
+    text = "all forces are exactly 0 and no symmetry asks for it"
+    return [dict.fromkeys(z[~allowed].tolist(), text) for z, (_, allowed) in zip(zero, found, strict=True)]
 
 
 def electronic_convergence(t: Trajectory, options: recipe.ElectronicConvergence) -> dict[int, str]:

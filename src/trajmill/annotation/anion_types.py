@@ -1,0 +1,161 @@
+"""What kind of oxide or sulfide a structure is: all that the Materials Project's corrections take from its geometry.
+
+pymatgen decides; it takes milliseconds for that. Most structures are clear at a glance: oxygen atoms far apart, sulfur
+among metals or among oxygen. These are recognised here, with a margin, and the rest is left to pymatgen, so that the
+answers are its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trajmill.elements import NUMBERS, SYMBOLS
+from trajmill.trajectory import FloatArray
+
+MARGIN = 1e-6
+"""A, by which a distance must be clear of a threshold of pymatgen's."""
+
+PEROXIDE = 1.05 * 1.49
+"""A, O-O distance below which the corrections (pymatgen's relative cut-off of 1.05) see no plain oxide."""
+
+HYDROXIDE = 1.05 * 0.93
+"""A, O-H distance below which they see a hydroxide."""
+
+SULFUR_SEARCH = 4.0
+"""A, how far pymatgen first looks for neighbours of a sulfur atom."""
+
+SULFUR_SHELL = 0.4
+"""A, how much farther than its nearest neighbour others may be to count."""
+
+MAX_REACH = 8
+"""Images on each side of a cell beyond which pymatgen is asked."""
+
+Numbers = NDArray[np.int64]
+
+
+def oxide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -> str:
+    """Return `oxide`, `peroxide`, `superoxide`, `ozonide`, `hydroxide` or `None`, as pymatgen's `oxide_type`.
+
+    Args:
+        lattice: (3, 3) A.
+        positions: (n_atoms, 3) A, finite.
+        numbers: (n_atoms,) atomic numbers.
+
+    Raises:
+        ValueError, IndexError: pymatgen has no answer.
+    """
+    oxygen = numbers == NUMBERS["O"]
+    if not oxygen.any() or oxygen.all():
+        return "None"
+    distances = _distances(lattice, positions[oxygen], positions, PEROXIDE + MARGIN)
+    if distances is not None:
+        nearest = distances.min(axis=2)
+        peroxide, hydroxide = nearest[:, oxygen], nearest[:, numbers == NUMBERS["H"]]
+        np.fill_diagonal(peroxide, np.inf)  # for pymatgen an atom has no bonds with its own images
+        if (peroxide > PEROXIDE + MARGIN).all() and (hydroxide > HYDROXIDE + MARGIN).all():
+            return "oxide"
+    from pymatgen.analysis.structure_analyzer import oxide_type as ask
+
+    return str(ask(_structure(lattice, positions, numbers), 1.05))
+
+
+def _distances(lattice: FloatArray, a: FloatArray, b: FloatArray, radius: float) -> FloatArray | None:
+    """Return (len(a), len(b), n) distances to the images that can be within the radius, A; inf to an atom itself.
+
+    None in a cell so thin that there are too many images, or that is not finite.
+    """
+    inverse = np.linalg.inv(lattice)
+    reach = np.floor(radius * np.linalg.norm(inverse, axis=0) + 0.5)
+    if not (reach <= MAX_REACH).all():
+        return None
+    delta = b @ inverse - (a @ inverse)[:, None]
+    delta -= np.rint(delta)
+    shifts = np.array(list(itertools.product(*(np.arange(-n, n + 1) for n in reach))))
+    squares = (((delta[:, :, None] + shifts) @ lattice) ** 2).sum(axis=3)
+    squares[squares < MARGIN**2] = np.inf
+    distances: FloatArray = np.sqrt(squares)
+    return distances
+
+
+def sulfide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -> str:
+    """Return `sulfide`, `polysulfide` or `none` (a sulfate, or sulfur itself), as pymatgen's `sulfide_type`.
+
+    Args:
+        lattice: (3, 3) A.
+        positions: (n_atoms, 3) A, finite.
+        numbers: (n_atoms,) atomic numbers.
+
+    Raises:
+        ValueError, IndexError: pymatgen has no answer.
+    """
+    sulfur = numbers == NUMBERS["S"]
+    if not sulfur.any() or sulfur.all():
+        return "none"
+    if clear := _clear_sulfide_type(lattice, positions, numbers, sulfur):
+        return clear
+    from pymatgen.analysis.structure_analyzer import sulfide_type as ask
+
+    return ask(_structure(lattice, positions, numbers)) or "none"
+
+
+def _clear_sulfide_type(
+    lattice: FloatArray, positions: FloatArray, numbers: Numbers, sulfur: NDArray[np.bool_]
+) -> str | None:
+    """Return the type where the surroundings of all sulfur atoms say the same beyond doubt.
+
+    pymatgen looks at inequivalent atoms only; where all say the same it does not matter which these are.
+    """
+    distances = _distances(lattice, positions[sulfur], positions, SULFUR_SEARCH)
+    if distances is None:
+        return None
+    elements = np.repeat(numbers, distances.shape[2])
+    said = {_says(around, elements) for around in distances.reshape(len(distances), -1)}
+    return said.pop() if len(said) == 1 else None
+
+
+def _says(distances: FloatArray, elements: Numbers) -> str | None:
+    """Return what the neighbours of a sulfur atom make of it; None where that hangs on the last digits.
+
+    pymatgen compares the mean electronegativity of up to four neighbours, those nearly as near as the nearest, with
+    sulfur's.
+    """
+    nearest = distances.min()
+    shell = np.flatnonzero(distances < nearest + SULFUR_SHELL + MARGIN)
+    if nearest + SULFUR_SHELL + MARGIN > SULFUR_SEARCH or distances[shell].max() > nearest + SULFUR_SHELL - MARGIN:
+        return None
+    shell = shell[np.argsort(distances[shell])]
+    kinds = elements[shell]
+    tied = np.abs(distances[shell] - distances[shell[min(3, len(shell) - 1)]]) < MARGIN
+    if len(shell) > 4 and tied[4] and len(set(kinds[tied])) > 1:
+        return None
+    values = _electronegativities()[kinds[:4]]
+    own = _electronegativities()[NUMBERS["S"]]
+    mean = float(np.mean(values.tolist()))
+    if set(kinds[:4]) == {NUMBERS["S"]}:
+        return "none" if mean > own else "polysulfide" if mean == own else "sulfide"
+    if not abs(mean - own) > MARGIN:
+        return None
+    return "none" if mean > own else "sulfide"
+
+
+@cache
+def _electronegativities() -> FloatArray:
+    """Return pymatgen's electronegativities by atomic number; NaN where an element has none."""
+    import warnings
+
+    from pymatgen.core import Element
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns about those without one
+        return np.array([np.nan, *(Element(symbol).X for symbol in SYMBOLS[1:])])
+
+
+def _structure(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -> Any:
+    from pymatgen.core import Lattice, Structure
+
+    return Structure(Lattice(lattice), [SYMBOLS[n] for n in numbers], positions, coords_are_cartesian=True)
