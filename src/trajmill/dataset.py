@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from trajmill.codec import decode
 from trajmill.errors import ReleaseError, require
 from trajmill.releases.hugging_face import CONFIGURATIONS, MANIFEST
-from trajmill.stores.delta import DeltaStore
+from trajmill.storage import COLUMNS, AnyPath, as_path, parquet, readable
+from trajmill.stores import is_store, open_store, shown
+from trajmill.stores.base import Store
 from trajmill.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ class Dataset:
     """Trajectories of a store or a release, streamed in the order they are stored.
 
     Args:
-        path: folder of a store, of a release, or of one configuration of a release.
+        address: of a store (a folder, `s3://...`, `postgresql://...`), or of a release or one configuration of a
+            release (a folder, `s3://...`).
         configuration: one of a release's configurations (`compatible_pbe`, ...); None takes all with labels. A store
             has none: use `functional`.
         functional: only trajectories with this functional.
@@ -33,54 +36,46 @@ class Dataset:
 
     Raises:
         ReleaseError: nothing that can be opened there, or no such configuration.
+        StoreError: the store cannot be read.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        address: str | Path,
         configuration: str | None = None,
         *,
         functional: str | None = None,
         source: str | None = None,
     ) -> None:
-        self.path = Path(path)
         self._wanted = {name: value for name, value in (("functional", functional), ("source", source)) if value}
-        if (self.path / "_delta_log").is_dir():
+        self._store: Store | None = None
+        if is_store(address):
             if configuration is not None:
                 raise ReleaseError(
-                    f"{self.path}: a store has no configurations; make a release, or filter by functional"
+                    f"{shown(address)}: a store has no configurations; make a release, or filter by functional"
                 )
-            self._files = [file for _, file, _ in DeltaStore(self.path).files("frame")]
-        else:
-            self._files = self._shards(configuration)
+            self._store = open_store(address)
+            return
+        self._release = as_path(address)
+        self._files = _shards(self._release, configuration)
         if not self._files:
-            raise ReleaseError(f"{self.path}: neither a trajmill store nor a release, no Parquet files found")
-
-    def _shards(self, configuration: str | None) -> list[Path]:
-        if configuration is None:
-            below = [c for c in CONFIGURATIONS if c != "initial_structures" and (self.path / c).is_dir()]
-            return sorted(f for c in below for f in (self.path / c).glob("*.parquet")) or sorted(
-                self.path.glob("*.parquet")
-            )
-        found = sorted((self.path / configuration).glob("*.parquet"))
-        if not found:
-            there = sorted(p.parent.name for p in self.path.glob("*/train-00000-*.parquet"))
-            raise ReleaseError(
-                f"{self.path}: no configuration {configuration}; there are: {', '.join(there) or 'none'}"
-            )
-        return found
+            raise ReleaseError(f"{address}: neither a trajmill store nor a release, no Parquet files found")
 
     @property
     def manifest(self) -> dict[str, Any] | None:
         """What a release says of itself; None for a store."""
-        file = self.path / MANIFEST
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        file = None if self._store else self._release / MANIFEST
+        return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
 
     def __len__(self) -> int:
         """Count the frames."""
+        if self._store and self._wanted:
+            return sum(batch.num_rows for batch in self.batches(columns=["source"]))
+        if self._store:
+            return sum(self._store.count("frame").values())
         if not self._wanted:
-            return sum(pq.read_metadata(file).num_rows for file in self._files)
-        return int(pads.dataset(self._files).count_rows(filter=self._filter()))
+            return sum(pq.read_metadata(readable(file, COLUMNS)).num_rows for file in self._files)
+        return int(parquet(self._files).count_rows(filter=self._filter()))
 
     def _filter(self) -> Any:
         expression = None
@@ -91,8 +86,11 @@ class Dataset:
 
     def batches(self, *, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Stream the rows as Arrow record batches, filters applied, in stored order."""
+        if self._store:
+            yield from self._store.read("frame", columns=columns, where=self._wanted)
+            return
         for file in self._files:
-            scanner = pads.dataset(file).scanner(
+            scanner = parquet([file]).scanner(
                 columns=columns, filter=self._filter(), batch_size=10_000, use_threads=False
             )
             yield from (batch for batch in scanner.to_batches() if batch.num_rows)
@@ -139,3 +137,20 @@ class Dataset:
                     "relaxation_number": int(t.relaxation_number[i]),
                 }
                 yield atoms
+
+
+def _shards(release: AnyPath, configuration: str | None) -> list[AnyPath]:
+    """List the Parquet files of a release, or of one of its configurations."""
+    if configuration is None:
+        below = [c for c in CONFIGURATIONS if c != "initial_structures" and (release / c).is_dir()]
+        folders = [release / c for c in below] or [release]
+        return [file for folder in folders for file in _in_order(folder)]
+    found = _in_order(release / configuration)
+    if not found:
+        there = sorted(p.parent.name for p in release.glob("*/train-00000-*.parquet"))
+        raise ReleaseError(f"{release}: no configuration {configuration}; there are: {', '.join(there) or 'none'}")
+    return found
+
+
+def _in_order(folder: AnyPath) -> list[AnyPath]:
+    return sorted(folder.glob("*.parquet"))

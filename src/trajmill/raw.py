@@ -3,6 +3,9 @@
 A folder that `trajmill fetch` fills holds `trajmill-raw.json`. It names the files of one upstream version and is
 replaced as a whole when all of them are there; what arrived before that stands in `trajmill-raw.journal`. Sources read
 what the manifest names. A folder without one holds files that somebody else put there, and all of them are read.
+
+A folder that was copied to object storage, manifest and all, is read as it is. Times there are those of the copy, so
+the size tells whether a file is the one that was fetched, and digests are always those of the content.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -18,6 +22,7 @@ from threading import Lock
 from typing import Any
 
 from trajmill.errors import SourceError
+from trajmill.storage import AnyPath, ObjectPath, cache_folder
 
 MANIFEST, JOURNAL, LOCK = "trajmill-raw.json", "trajmill-raw.journal", "trajmill-raw.lock"
 LAYOUT_NUMBER = 1
@@ -100,7 +105,7 @@ class RawManifest:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @staticmethod
-    def load(root: Path) -> RawManifest | None:
+    def load(root: AnyPath) -> RawManifest | None:
         """Read the manifest of a folder; None where there is none.
 
         Raises:
@@ -129,7 +134,7 @@ class RawManifest:
 
 
 @lru_cache(maxsize=8)
-def _load(file: Path, mtime_ns: int, size: int) -> RawManifest:  # noqa: ARG001 (they make the cache's key)
+def _load(file: AnyPath, mtime_ns: int, size: int) -> RawManifest:  # noqa: ARG001 (they make the cache's key)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.pop("trajmill-raw") != LAYOUT_NUMBER:
@@ -159,7 +164,7 @@ class Journal:
     Its first line says of which source and layout they are.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: AnyPath) -> None:
         self.path = root / JOURNAL
         self._lock = Lock()
 
@@ -204,13 +209,14 @@ class Journal:
         self._append(asdict(entry))
 
     def _append(self, content: dict[str, Any]) -> None:
+        assert isinstance(self.path, Path)  # noqa: S101 (a fetch writes on this machine)
         with self._lock, self.path.open("a", encoding="utf-8") as stream:
             stream.write("\n" + json.dumps(content, sort_keys=True) + "\n")  # the first ends a line that was cut off
             stream.flush()
             os.fsync(stream.fileno())
 
 
-def current(root: Path, found: Iterable[Path]) -> list[Path]:
+def current(root: AnyPath, found: Iterable[AnyPath]) -> list[AnyPath]:
     """Keep those of the found files that the folder's manifest names; all of them where there is none; sorted.
 
     Raises:
@@ -225,30 +231,54 @@ def current(root: Path, found: Iterable[Path]) -> list[Path]:
     return sorted(p for p in found if manifest is None or p.relative_to(root).as_posix() in manifest.files)
 
 
-def entry(root: Path, path: Path) -> RawFile | None:
+def entry(root: AnyPath, path: AnyPath) -> RawFile | None:
     """Return what is known of a fetched file; None when nothing is, or when the file on disk is another one by now."""
     name = path.relative_to(root).as_posix()
     manifest = RawManifest.load(root)
     known = manifest.files.get(name) if manifest else None
     if known is None:
         return None
+    if isinstance(root, ObjectPath):
+        return known if path.stat().st_size == known.size else None
     # a fetch that has not been completed may have replaced it
     return known.checked(root) or (arrived.checked(root) if (arrived := Journal(root).read().get(name)) else None)
 
 
-def is_complete(root: Path, manifest: RawManifest) -> bool:
+def is_complete(root: AnyPath, manifest: RawManifest) -> bool:
     """Tell whether the folder holds all that its manifest names, as far as sizes tell, and nothing newer yet."""
     if (root / JOURNAL).exists() or RawManifest.load(root) != manifest:
         return False
     try:
+        if isinstance(root, ObjectPath):  # one listing for all
+            sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in root.rglob("*")}
+            return all(sizes.get(path) == file.size for path, file in manifest.files.items())
         return all((root / path).stat().st_size == file.size for path, file in manifest.files.items())
     except OSError:
         return False
 
 
-def sha256(path: Path, root: Path | None = None) -> str:
+def sha256(path: AnyPath, root: AnyPath | None = None) -> str:
     """Digest a file's bytes; below a folder with a manifest that knows the file, without reading it again."""
+    if isinstance(path, ObjectPath):
+        return _sha256_of_object(path)
     if root is not None and (known := entry(root, path)):
         return known.sha256
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_object(path: ObjectPath) -> str:
+    """Digest an object, which is read once: the digest is noted in the user's cache under its address and ETag."""
+    key = hashlib.sha256(f"{path} {path.stat().etag}".encode()).hexdigest()
+    note = cache_folder() / "digests" / key
+    try:
+        return note.read_text(encoding="ascii")
+    except FileNotFoundError:
+        pass
+    with path.open() as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a BufferedReader
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="ascii", dir=note.parent, delete=False) as aside:
+        aside.write(digest)
+    Path(aside.name).replace(note)
+    return digest

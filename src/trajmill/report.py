@@ -29,8 +29,11 @@ from trajmill.builder import BuildSummary, Listener
 from trajmill.engines.base import Done, Event, Failed, Lost
 from trajmill.engines.base import Progress as TaskProgress
 from trajmill.fetcher import RESERVE, FetchListener, FetchSummary
+from trajmill.storage import as_path
+from trajmill.stores import is_store, shown
 
 if TYPE_CHECKING:
+    from trajmill.copying import CopySummary
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
 
@@ -257,10 +260,11 @@ def _table(title: str, head: tuple[str, ...], rows: Any) -> Table:
     return table
 
 
-def print_summary(summary: BuildSummary, store: object) -> None:
+def print_summary(summary: BuildSummary, store: str | Path) -> None:
     """Say what a build did."""
     b = summary.balance
-    head = f"{store}: version {summary.version}; {len(summary.built)} assets built, {len(summary.unchanged)} unchanged"
+    head = f"{shown(store)}: version {summary.version}; {len(summary.built)} assets built"
+    head += f", {len(summary.unchanged)} unchanged"
     _print(head + (f", {len(summary.failed)} failed" if summary.failed else ""))
     if summary.built:
         _print(f"records {b.records:,} = {b.records_kept:,} kept + {b.records_rejected.total():,} rejected")
@@ -335,6 +339,15 @@ def print_release(summary: ReleaseSummary) -> None:
         _print(_table("left out at release", ("rule", "frames"), summary.rejected.items()))
 
 
+def print_copy(summary: CopySummary, target: str) -> None:
+    """Say what a copy did."""
+    n_rows = sum(summary.copied.values())
+    copied = f"{_many(len(summary.copied), 'asset')} ({n_rows:,} rows) copied, {len(summary.unchanged)} unchanged"
+    _print(f"{shown(target)}: {copied}")
+    if summary.others:
+        _print(f"{_many(len(summary.others), 'asset')} were there before and stay")
+
+
 def print_push(summary: PushSummary) -> None:
     """Say what a push did."""
     if not summary.uploaded and not summary.deleted:
@@ -346,11 +359,11 @@ def print_push(summary: PushSummary) -> None:
         _print(summary.url)
 
 
-def print_info(path: Path) -> bool:
+def print_info(address: str | Path) -> bool:
     """Print what a store or release holds; return whether its checks hold."""
     from trajmill.inspection import inspect_release, inspect_store
 
-    report = inspect_store(path) if (path / "_delta_log").is_dir() else inspect_release(path)
+    report = inspect_store(address) if is_store(address) else inspect_release(as_path(address))
     _print(report.title)
     for table in report.tables:
         _print(_table(*table))
@@ -359,7 +372,7 @@ def print_info(path: Path) -> bool:
     return not any(problem for _, problem in report.checks)
 
 
-def print_rejections(store: Path, rule: str | None, identifier: str | None, limit: int) -> None:
+def print_rejections(store: str | Path, rule: str | None, identifier: str | None, limit: int) -> None:
     """Print rejections with their reasons; an identifier that was kept is said to be there."""
     from trajmill.inspection import find_rejections
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from trajmill.builder import BuildSummary, Listener, build
 from trajmill.errors import DiskError, FetchError, RecipeError
 from trajmill.fetcher import FetchListener, FetchSummary, check_folder, fetch
 from trajmill.recipe import SOURCES, Recipe
-from trajmill.stores.delta import DeltaStore
+from trajmill.stores import open_store
 
 
 @dataclass
@@ -52,15 +51,15 @@ def update(
         StoreError, SourceError: as `build` does.
         KeyboardInterrupt: stopped; run again to go on.
     """
-    folders: dict[str, Path] = {name: path for name in SOURCES if (path := getattr(recipe, name).path) is not None}
-    if not folders:
+    given = {name: path for name in SOURCES if (path := getattr(recipe, name).path) is not None}
+    if not given:
         raise RecipeError(f"nothing to update: give a path for one of {', '.join(SOURCES)}, or --raw")
     if recipe.store.path is None:
         raise RecipeError("store.path: say where the store is to be (--out, or [store] path in the recipe)")
-    for source, root in folders.items():  # all of them, and the store, before hours are spent on the first
-        check_folder(source, root, recipe)
+    # all of them, and the store, before hours are spent on the first
+    folders = {source: check_folder(source, root, recipe) for source, root in given.items()}
     if not dry_run:
-        DeltaStore(recipe.store.path, create=True)
+        open_store(recipe.store.path, create=True)
     summary = UpdateSummary()
     for source, root in folders.items():
         try:

@@ -1,4 +1,4 @@
-"""Addresses as they may be shown and stored: without names of users and passwords."""
+"""Addresses, and errors that quote them, as they may be shown and stored: without names of users and passwords."""
 
 from __future__ import annotations
 
@@ -33,3 +33,9 @@ def _without_user(rest: str) -> str:
         return authority.rpartition("@")[2] + rest[len(authority) :]
     path = re.split(r"[?#]", rest, maxsplit=1)[0]
     return path.rpartition("@")[2] + rest[len(path) :]
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error of obstore or deltalake says: they fill pages, in colour, and quote addresses."""
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("Debug source")[0]
+    return without_password(" ".join(said.split()))[:300]

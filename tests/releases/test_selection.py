@@ -8,7 +8,7 @@ from trajmill.releases.selection import select
 
 
 def left_out(store, rules=None):
-    rows = select(store.files("frame"), store.files("input"), rules or recipe.Rules()).to_pylist()
+    rows = select(store, rules or recipe.Rules()).to_pylist()
     return {(r["asset"].rpartition("/")[2], r["trajectory_id"]): r for r in rows}
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ import fakes
 from trajmill.codec import encode, encode_rejections
 from trajmill.errors import StoreError
 from trajmill.schema import ADDED, LEDGER, PARTITIONS, PUBLISHED
+from trajmill.stores import delta
 from trajmill.stores.base import Balance, Commit
 from trajmill.stores.delta import DeltaStore
 
@@ -395,38 +397,105 @@ for create in (False, True):
     assert done.stdout.splitlines() == [f"{store.path}: cannot be read (Permission denied)"] * 2
 
 
-# --- one build at a time
+# --- several builds at a time
 
 
-def test_a_second_build_is_refused_and_told_by_whom(store):
-    with (
-        store.locked(),
-        pytest.raises(StoreError, match=rf"another build \(process {os.getpid()}\) is writing here"),
-        DeltaStore(store.path).locked(),
-    ):
-        pass
-    with DeltaStore(store.path).locked():  # free again
-        put(store, "mp/a")
+def test_a_commit_that_another_build_has_made_is_not_made_again(store):
+    other = DeltaStore(store.path)
+    commit = put(store, "mp/a")
+    other.commit(commit)
+    assert (other.version, other.assets()) == (1, ["mp/a"])
+    other.drop("mp/a")
+    store.drop("mp/a")
+    assert (store.version, store.assets()) == (2, [])
 
 
-def test_the_lock_goes_with_its_process(store):
-    holding = f"""
-import sys
-from trajmill.stores.delta import DeltaStore
-with DeltaStore({str(store.path)!r}).locked():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-    other = subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(StoreError, match=f"process {other.pid}"), store.locked():
-            pass
-    finally:
-        other.kill()
-        other.communicate()
-    with store.locked():
-        pass
+def test_who_comes_second_replaces_what_the_first_has_put_there(store, monkeypatch):
+    """Deltalake is told of no file but those of the version it has seen: two sets of rows would be left."""
+    other = DeltaStore(store.path)
+    commit = write(other, "mp/a", "second", frames=("second",), n_frames=1)
+    update = DeltaTable.update_incremental
+    behind = [None]
+
+    def too_late(table):
+        """Let the other build commit between the look at the newest version and the commit on top of it."""
+        update(table)
+        if table is other._table and behind:
+            behind.clear()
+            put(store, "mp/a", "first", frames=("first",), n_frames=1)
+
+    monkeypatch.setattr(DeltaTable, "update_incremental", too_late)
+    other.commit(commit)
+    assert not behind
+    assert rows(store.path) == [("mp/a", "second")]
+    assert [rows(store.path, version=v) for v in range(3)] == [[], [("mp/a", "first")], [("mp/a", "second")]]
+
+
+def test_a_commit_that_always_loses_gives_up(store, monkeypatch):
+    other = DeltaStore(store.path)
+    commit = write(other, "mp/a")
+    update = DeltaTable.update_incremental
+    turns = iter(range(99))
+
+    def too_late(table):
+        update(table)
+        if table is other._table:
+            put(store, f"mp/{next(turns)}", frames=(), rejections=())
+
+    monkeypatch.setattr(DeltaTable, "update_incremental", too_late)
+    monkeypatch.setattr(delta, "ATTEMPTS", 3)
+    with pytest.raises(StoreError, match=r"what was committed before is unharmed") as caught:
+        other.commit(commit)
+    assert "\n" not in str(caught.value)
+    assert not DeltaStore(store.path).committed("mp/a", commit.fingerprint)
+
+
+def test_what_builds_of_several_sources_note_adds_up(store):
+    other = DeltaStore(store.path)
+    store.note_upstream({"mp": {"version": {"dump": "1"}}})
+    other.note_upstream({"oqmd": {"version": {"dump": "7"}}})
+    assert DeltaStore(store.path).upstream() == {"mp": {"version": {"dump": "1"}}, "oqmd": {"version": {"dump": "7"}}}
+    store.note_upstream({"mp": None})
+    assert DeltaStore(store.path).upstream() == {"oqmd": {"version": {"dump": "7"}}}
+    store.note_upstream({"mp": None})
+    assert store.version == 3
+
+
+def test_two_that_make_the_store_at_once_make_one(tmp_path):
+    """Deltalake would make it twice, the second one as version 1."""
+    for turn in range(5):
+        ready, stores = threading.Barrier(4), []
+
+        def make(path=tmp_path / str(turn), ready=ready, stores=stores):
+            ready.wait()
+            stores.append(DeltaStore(path, create=True))
+
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [s.version for s in stores] == [0] * 4
+        assert DeltaStore(stores[0].path).version == 0
+
+
+def test_files_of_a_writer_at_work_are_left_alone(store):
+    writer = store.writer("mp/a")
+    writer.write("frame", encode([fakes.trajectory()]))
+    put(DeltaStore(store.path), "mp/a", "other")
+    put(DeltaStore(store.path), "mp/b")
+    files = writer.close(fingerprint("a"), VERSIONS)
+    assert [(store.path / file.path).is_file() for file in files] == [True]
+
+
+def test_a_recipe_is_recorded_although_the_first_commit_with_it_failed(store, monkeypatch):
+    commit = write(store, "mp/a")
+    with monkeypatch.context() as broken:
+        broken.setattr(DeltaTable, "create_write_transaction", lambda *_, **__: (_ for _ in ()).throw(OSError("no")))
+        with pytest.raises(StoreError):
+            store.commit(commit)
+    store.commit(commit)
+    assert DeltaStore(store.path).built_with() == {"mp": [RECIPE]}
 
 
 # --- full disks

@@ -40,11 +40,7 @@ def push_to_address(files: list[LocalFile], address: str, progress: Progress) ->
         PublishError: the target refused, holds no release but other files, or other bytes than it was sent.
     """
     with _explained(address):
-        target = _Target(address)
-        if target.sizes and not target.sizes.keys() & {MANIFEST, SUMS}:
-            raise PublishError(
-                f"{without_password(address)}: holds files, and no release; choose an empty or new folder"
-            )
+        target = _open(address)
         target.sweep()
         new = [f for f in files if not target.has(f)]
         gone = stale(target.sizes, files)
@@ -62,6 +58,24 @@ def push_to_address(files: list[LocalFile], address: str, progress: Progress) ->
         deleted=tuple(gone),
         n_bytes=sum(f.size for f in new),
     )
+
+
+def check_address(address: str) -> None:
+    """Check that a release can be pushed to an address, as far as that is known without writing.
+
+    Raises:
+        MissingExtraError: fsspec or s3fs is not installed.
+        PublishError: it cannot be reached, or holds no release but other files.
+    """
+    with _explained(address):
+        _open(address)
+
+
+def _open(address: str) -> _Target:
+    target = _Target(address)
+    if target.sizes and not target.sizes.keys() & {MANIFEST, SUMS}:
+        raise PublishError(f"{without_password(address)}: holds files, and no release; choose an empty or new folder")
+    return target
 
 
 def _replace(target: _Target, new: list[LocalFile], gone: list[str], meter: Meter) -> None:

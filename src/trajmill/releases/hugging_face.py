@@ -23,8 +23,9 @@ from trajmill.releases.dataset_card import dataset_card
 from trajmill.releases.reference_energies import ReferenceEnergies
 from trajmill.releases.selection import RELEASE_RULES, select
 from trajmill.schema import FRAME_SCHEMA, METADATA, PUBLISHED, parquet_options
-from trajmill.stores.base import Balance
-from trajmill.stores.delta import DeltaStore
+from trajmill.storage import AnyPath
+from trajmill.stores import shown
+from trajmill.stores.base import Balance, Store
 from trajmill.units import KBAR_PER_EV_PER_A3
 
 CONFIGURATIONS = (
@@ -50,23 +51,23 @@ class ReleaseSummary:
     """What a release holds.
 
     Attributes:
-        path: its folder.
+        path: where it is.
         frames: frames per configuration.
         rejected: frames left out by the rules that run at release, by rule.
     """
 
-    path: Path
+    path: AnyPath
     frames: dict[str, int]
     rejected: dict[str, int]
 
 
 def release(
-    store: DeltaStore, out: Path, recipe: Recipe, *, report: Callable[[int, int], None] = lambda *_: None
+    store: Store, out: Path, recipe: Recipe, *, report: Callable[[int, int], None] = lambda *_: None
 ) -> ReleaseSummary:
     """Export a store as a Hugging Face dataset.
 
-    The bytes depend on the store's version and the recipe alone, not on the engine that filled the store. The folder
-    appears when it is complete.
+    The bytes depend on the store's content and version and on the recipe alone, not on the kind of the store or the
+    engine that filled it. The folder appears when it is complete.
 
     Args:
         store: what to export, at its version.
@@ -79,10 +80,9 @@ def release(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReleaseError(f"{out}: exists and is not empty; choose a new folder")
-    files, inputs = store.files("frame"), store.files("input")
-    total = sum(rows for *_, rows in (*files, *inputs))
+    total = sum(sum(store.count(role).values()) for role in ("frame", "input"))
     if not total:
-        raise ReleaseError(f"{store.path}: holds no frames to release")
+        raise ReleaseError(f"{shown(store.address)}: holds no frames to release")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -97,18 +97,17 @@ def release(
     return replace(summary, path=out)
 
 
-def _export(store: DeltaStore, out: Path, recipe: Recipe, report: Callable[[int], None]) -> ReleaseSummary:
+def _export(store: Store, out: Path, recipe: Recipe, report: Callable[[int], None]) -> ReleaseSummary:
     """Write everything of a release into a folder."""
-    files, inputs = store.files("frame"), store.files("input")
-    left_out = select(files, inputs, recipe.rules)
+    left_out = select(store, recipe.rules)
     schema, stress_unit = release_schema(recipe)
     shards = {name: _Shards(out / name, schema, recipe.release.rows_per_file) for name in CONFIGURATIONS}
     e0s = ReferenceEnergies()
     contents: dict[tuple[str, ...], tuple[int, int]] = {}
     licences: Counter[str] = Counter()
     done = 0
-    for role, listed in (("frame", files), ("input", inputs)):
-        for rows in _rows(listed, left_out):
+    for role in ("frame", "input"):
+        for rows in _rows(store, role, left_out):
             if role == "frame":
                 e0s.add(rows)
             licences.update(_licences(rows))
@@ -148,17 +147,17 @@ def release_schema(recipe: Recipe) -> tuple[pa.Schema, str]:
     ), unit
 
 
-def _rows(files: list[tuple[str, Path, int]], left_out: pa.Table) -> Iterator[pa.Table]:
+def _rows(store: Store, role: str, left_out: pa.Table) -> Iterator[pa.Table]:
     """Stream the frames of a role, asset by asset in the order of their names, without what the release leaves out."""
-    for asset, path, _ in files:
-        gone = left_out.filter(pc.equal(left_out["asset"], asset))["trajectory_id"].combine_chunks()
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP):
-            rows = pa.Table.from_batches([batch])
-            rows = rows.append_column(FRAME_SCHEMA.field("asset"), pa.repeat(asset, len(rows)))
-            if len(gone):
-                rows = rows.filter(pc.invert(pc.is_in(rows["trajectory_id"], gone)))
-            if len(rows):
-                yield rows
+    gone: dict[str, list[str]] = {}
+    for asset, trajectory in zip(left_out["asset"].to_pylist(), left_out["trajectory_id"].to_pylist(), strict=True):
+        gone.setdefault(asset, []).append(trajectory)
+    for batch in store.read(role, columns=FRAME_SCHEMA.names):
+        rows = pa.Table.from_batches([batch])
+        if unwanted := gone.get(batch["asset"][0].as_py()):
+            rows = rows.filter(pc.invert(pc.is_in(rows["trajectory_id"], pa.array(unwanted))))
+        if len(rows):
+            yield rows
 
 
 def _by_configuration(rows: pa.Table, role: str) -> Iterator[tuple[str, pa.Table]]:
@@ -218,7 +217,7 @@ class _Shards:
         self.waiting.append(rows)
         self.n_waiting += len(rows)
         self.rows += len(rows)
-        self.n_bytes += rows.nbytes
+        self.n_bytes += sum(_n_bytes(chunk) for column in rows.columns for chunk in column.chunks)
         if self.n_waiting >= ROW_GROUP:
             self._flush(whole=True)
 
@@ -254,6 +253,15 @@ class _Shards:
         return self.rows
 
 
+def _n_bytes(values: pa.Array) -> int:
+    """Return the bytes of values in memory, whatever buffers hold them; `nbytes` also counts validity or does not."""
+    if pa.types.is_list(values.type):
+        return 4 * len(values) + _n_bytes(values.flatten())
+    if pa.types.is_string(values.type):
+        return 4 * len(values) + int(pc.sum(pc.binary_length(values)).as_py() or 0)
+    return int(len(values) * values.type.bit_width // 8)
+
+
 def _licences(rows: pa.Table) -> dict[str, int]:
     """Count frames by the licence of their record."""
     counted = pc.value_counts(pc.fill_null(rows["license"], UNLICENSED)).to_pylist()
@@ -272,7 +280,7 @@ def _contents(configuration: str, rows: pa.Table) -> dict[tuple[str, ...], tuple
 
 
 def _manifest(
-    store: DeltaStore,
+    store: Store,
     recipe: Recipe,
     stress_unit: str,
     frames: dict[str, int],
@@ -307,7 +315,7 @@ def _manifest(
     }
 
 
-def _raw(store: DeltaStore) -> dict[str, Any]:
+def _raw(store: Store) -> dict[str, Any]:
     """Return, by source, a digest of the raw content the rows were made of, and the upstream version where it is known.
 
     `manifest` is the digest of the raw manifest: of all files that were fetched, also those that hold no record.

@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from trajmill.errors import PublishError
-from trajmill.releases.addresses import push_to_address
+from trajmill.recipe import Recipe
+from trajmill.releases.addresses import check_address, push_to_address
 from trajmill.releases.hub import Wish, push_to_hub
+from trajmill.releases.hugging_face import ReleaseSummary, release
 from trajmill.releases.shipment import Progress, PushSummary, check
+from trajmill.storage import as_path
+from trajmill.stores.base import Store
 from trajmill.uris import without_password
 
 HUB_URL = "hf://datasets/"
+
+
+def release_to(
+    store: Store,
+    out: str,
+    recipe: Recipe,
+    *,
+    report: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
+) -> ReleaseSummary:
+    """Export a store to a folder, or to `s3://bucket/prefix`: made in a temporary folder, checked and pushed.
+
+    Args:
+        store: what to export, at its version.
+        out: where to; see `release` for a folder and `push` for an address.
+        recipe: sections `release` and `rules`.
+        report: told frames done and frames in all.
+        progress: told what of the push is being done, bytes done and bytes in all.
+
+    Raises:
+        ReleaseError: the folder is not empty, or the store holds no frames.
+        PublishError: the release could not be pushed.
+    """
+    place = as_path(out)
+    if isinstance(place, Path):
+        if "://" in out:
+            raise PublishError(f"{without_password(out)}: release into a folder and push it there")
+        return release(store, place, recipe, report=report)
+    check_address(out)
+    with TemporaryDirectory(prefix="trajmill-") as scratch:
+        made = Path(scratch) / "release"
+        summary = release(store, made, recipe, report=report)
+        push_to_address(check(made, progress), out, progress)
+    return replace(summary, path=place)
 
 
 def push(

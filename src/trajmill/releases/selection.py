@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import duckdb
 import pyarrow as pa
 
 from trajmill import recipe
+from trajmill.stores.base import Store, stream
 
 RELEASE_RULES = ("duplicate_trajectory", "primary_agreement")
 """In the order they run."""
@@ -46,9 +44,13 @@ QUALIFY abs(e - first_value(e) OVER w) > ?
 """
 
 
-def select(
-    files: Sequence[tuple[str, Path, int]], inputs: Sequence[tuple[str, Path, int]], rules: recipe.Rules
-) -> pa.Table:
+_COLUMNS = [
+    "asset", "source", "trajectory_id", "task_id", "last_modified", "immutable_id", "functional", "run_type",
+    "chemical_formula_reduced", "material_origin", "energy", "nsites", "is_final",
+]  # fmt: skip
+
+
+def select(store: Store, rules: recipe.Rules) -> pa.Table:
     """Decide which trajectories a release leaves out.
 
     - `duplicate_trajectory`: a trajectory that came in several assets is kept from the newest as a whole, by the
@@ -58,8 +60,7 @@ def select(
       here, else the one of lowest energy.
 
     Args:
-        files: the store's files of frames, as (asset, path, rows).
-        inputs: its files of unlabelled inputs.
+        store: whose frames and unlabelled inputs are to be released.
         rules: thresholds.
 
     Returns:
@@ -67,26 +68,24 @@ def select(
     """
     with duckdb.connect() as db:
         db.execute("SET preserve_insertion_order = false")
-        names = {str(path): asset for asset, path, _ in (*files, *inputs)}
-        db.register("assets", pa.table({"filename": list(names), "asset": list(names.values())}))
         db.execute(_ENDS)
-        for paths, condition in ((files, "is_final"), (inputs, "true")):
-            if paths:
+        for role, condition in (("frame", "is_final"), ("input", "true")):
+            with stream(store, role, _COLUMNS) as rows:
+                db.register("rows", rows)
                 db.execute(
                     f"""INSERT INTO ends SELECT asset, source, trajectory_id, task_id, last_modified, immutable_id,
                         functional, run_type, chemical_formula_reduced, material_origin, energy / nsites
-                        FROM read_parquet(?, filename = true, hive_partitioning = false) JOIN assets USING (filename)
-                        WHERE {condition}""",
-                    [[str(p) for _, p, _ in paths]],
+                        FROM rows WHERE {condition}"""
                 )
         db.execute(_DUPLICATES, [rules.duplicate_trajectory.enabled])
         db.execute(_DISAGREEING, [rules.primary_agreement.enabled, rules.primary_agreement.tolerance])
-        if not names:
-            return db.sql("SELECT *, 0::BIGINT AS n_frames FROM rejected").to_arrow_table()
+        db.execute("CREATE TABLE sizes (asset VARCHAR, trajectory_id VARCHAR)")
+        affected = [asset for (asset,) in db.sql("SELECT DISTINCT asset FROM rejected").fetchall()]
+        for role in ("frame", "input"):
+            with stream(store, role, ["asset", "trajectory_id"], assets=affected) as rows:
+                db.register("rows", rows)
+                db.execute("INSERT INTO sizes SELECT * FROM rows SEMI JOIN rejected USING (asset, trajectory_id)")
         return db.sql(
-            """SELECT rejected.asset, trajectory_id, rule, detail, count(*) AS n_frames
-               FROM read_parquet(?, filename = true, hive_partitioning = false) JOIN assets USING (filename)
-               JOIN rejected USING (asset, trajectory_id)
-               GROUP BY ALL ORDER BY rejected.asset, trajectory_id""",
-            params=[list(names)],
+            """SELECT asset, trajectory_id, rule, detail, count(*) AS n_frames
+               FROM sizes JOIN rejected USING (asset, trajectory_id) GROUP BY ALL ORDER BY asset, trajectory_id"""
         ).to_arrow_table()

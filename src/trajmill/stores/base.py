@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+
+from trajmill.errors import StoreError
+from trajmill.recipe import digest
+from trajmill.schema import STORE_SCHEMA
+
+ROLES = ("frame", "input", "rejection")
+"""What rows are: kept frames, unlabelled first geometries, what was turned away."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,15 @@ class Balance:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A finished file of one asset and role, not yet part of the table."""
+    """What a writer made of one asset and role, not yet part of the store.
+
+    Attributes:
+        path: where the store finds it: a file, or a table.
+        size: bytes of a file; 0 for a table.
+        role: of its rows.
+        rows: how many.
+        stats: Delta's statistics of a file as JSON text; empty for a table.
+    """
 
     path: str
     size: int
@@ -89,27 +105,145 @@ class AssetWriter(Protocol):
         ...
 
 
-class Store(Protocol):
-    """Where committed frames live. Travels to workers by its path."""
+class Store(ABC):
+    """Where committed frames live. Travels to workers by its address.
 
-    path: Path
+    All methods raise StoreError, in one line that says what to do, when the store cannot be read or written.
+    """
 
+    address: str
+
+    @property
+    @abstractmethod
+    def version(self) -> int:
+        """The version that is read: 0 when the store is made, one more with each commit."""
+
+    @abstractmethod
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold while a build or a copy writes: what must not run at the same time is kept apart."""
+
+    @abstractmethod
     def writer(self, asset: str) -> AssetWriter:
         """Start writing an asset's rows (in a worker)."""
-        ...
 
+    @abstractmethod
     def commit(self, commit: Commit) -> None:
-        """Replace all rows of the asset in one transaction (in one process at a time)."""
-        ...
+        """Replace all rows of the asset in one transaction (from any process)."""
 
+    @abstractmethod
     def drop(self, asset: str) -> None:
         """Remove all rows of the asset in one transaction."""
-        ...
 
+    @abstractmethod
     def committed(self, asset: str, fingerprint: str) -> bool:
         """Tell whether the asset's rows are those of this fingerprint."""
-        ...
+
+    @abstractmethod
+    def count(self, role: str) -> dict[str, int]:
+        """Count the rows of a role by asset, sorted by asset; assets without any are left out."""
+
+    @abstractmethod
+    def read(
+        self,
+        role: str,
+        *,
+        columns: Sequence[str] | None = None,
+        assets: Iterable[str] | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream rows in bounded memory: asset by asset in the order of their names, in the order they were written.
+
+        Batches are cut where they were when they were written, so that what is computed batch by batch, and a copy,
+        depend on the content alone.
+
+        Args:
+            role: frame, input or rejection.
+            columns: names of `STORE_SCHEMA` in the order wanted; None takes those of `FILE_SCHEMA`.
+            assets: only these; None takes all.
+            where: only rows with these values, by column (`functional`, `trajectory_id`, ...).
+        """
+
+    @abstractmethod
+    def commits(self) -> dict[str, Commit]:
+        """Return what each asset's newest commit recorded, by asset; without its files. Not of dropped assets."""
+
+    @abstractmethod
+    def upstream(self) -> dict[str, Any]:
+        """Return the upstream versions that the store was last complete for, by source; empty when none is known."""
+
+    @abstractmethod
+    def note_upstream(self, changes: Mapping[str, Any]) -> None:
+        """Record which upstream versions the store is complete for; nothing when it says so already.
+
+        Args:
+            changes: by source; None forgets what was recorded. Other sources keep what they have.
+        """
+
+    def assets(self) -> list[str]:
+        """List the assets that have rows, sorted."""
+        return sorted({asset for role in ROLES for asset in self.count(role)})
 
     def task_ids(self, asset: str) -> Iterator[str]:
         """Iterate the distinct `task_id` of an asset's committed rows, rejections included."""
-        ...
+        seen: set[str] = set()
+        for role in ROLES:
+            for batch in self.read(role, columns=["task_id"], assets=[asset]):
+                new = set(batch["task_id"].unique().to_pylist()) - seen - {None}
+                seen |= new
+                yield from new
+
+    def balances(self) -> dict[str, Balance]:
+        """Return what each asset's newest commit counted, by asset."""
+        return {asset: commit.balance for asset, commit in self.commits().items()}
+
+    def raw_digests(self) -> dict[str, str]:
+        """Return the digest of the raw content that each asset's rows were made of."""
+        return {asset: commit.raw for asset, commit in self.commits().items() if commit.raw}
+
+    def versions(self) -> dict[str, list[str]]:
+        """Return the versions of the packages that wrote the rows, by package."""
+        found: dict[str, set[str]] = {}
+        for commit in self.commits().values():
+            for package, version in commit.versions.items():
+                found.setdefault(package, set()).add(version)
+        return {package: sorted(v) for package, v in sorted(found.items())}
+
+    def built_with(self) -> dict[str, list[dict[str, Any]]]:
+        """Return what of recipes decided the rows there are, by source; more than one where a build is not complete."""
+        used: dict[str, dict[str, dict[str, Any]]] = {}
+        for asset, commit in self.commits().items():
+            if commit.recipe:  # not in stores of earlier versions
+                used.setdefault(asset.partition("/")[0], {})[digest(commit.recipe)] = commit.recipe
+        return {source: [recipes[key] for key in sorted(recipes)] for source, recipes in sorted(used.items())}
+
+
+def as_balance(counts: Mapping[str, Any]) -> Balance:
+    """Return a balance from what `vars` of it was, after a journey as JSON."""
+    fields: dict[str, Any] = {n: Counter(value) if isinstance(value, dict) else value for n, value in counts.items()}
+    return Balance(**fields)
+
+
+@contextmanager
+def stream(
+    store: Store, role: str, columns: Sequence[str], *, assets: Iterable[str] | None = None
+) -> Iterator[pa.RecordBatchReader]:
+    """Give rows of a role as a stream that DuckDB can query, once, in bounded memory; arguments as `Store.read`.
+
+    Raises:
+        StoreError: the store's own, of which DuckDB would make one of its.
+    """
+    faults: list[StoreError] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from store.read(role, columns=columns, assets=assets)
+        except StoreError as error:
+            faults.append(error)
+            raise
+
+    try:
+        yield pa.RecordBatchReader.from_batches(pa.schema([STORE_SCHEMA.field(name) for name in columns]), batches())
+    except Exception:
+        if faults:
+            raise faults[0] from None
+        raise

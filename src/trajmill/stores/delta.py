@@ -1,9 +1,12 @@
-"""The default store: a Delta Lake table in a folder, embedded, no server.
+"""The default store: a Delta Lake table in a folder or in object storage, embedded, no server.
 
 One table holds frames, inputs and rejections, partitioned by role and asset. An asset is replaced in one transaction
 that also records its fingerprint (Delta's application transaction, which survives checkpoints), so that a build that
-is repeated or resumed does nothing twice. Files are written aside, synced and renamed before the transaction names
-them: a build killed at any moment leaves at most files that no reader sees.
+is repeated or resumed does nothing twice. Files are written aside, synced and renamed (or uploaded) before the
+transaction names them: a build killed at any moment leaves at most files that no reader sees.
+
+Any number of builds may write at once. A commit is a file of the log that only one of them can make; who comes second
+looks at what the first did, and commits on top of that, or not at all when it was the same.
 """
 
 from __future__ import annotations
@@ -12,31 +15,33 @@ import errno
 import hashlib
 import json
 import os
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
 from trajmill.errors import StoreError
-from trajmill.locking import Lock
+from trajmill.locking import Scratch
 from trajmill.recipe import digest
 from trajmill.schema import DATA_MODEL_VERSION, FILE_SCHEMA, STORE_SCHEMA, parquet_options
-from trajmill.stores.base import Balance, Commit, DataFile
+from trajmill.storage import AnyPath, ObjectPath, as_path, delta_options, parquet
+from trajmill.stores import WORK, work_folder
+from trajmill.stores.base import Commit, DataFile, Store, as_balance
+from trajmill.uris import one_line
 
 if TYPE_CHECKING:
     from deltalake.transaction import RemoveAction
-
-WORK = "_work"
-"""Folder in the store for what sources prepare and for the lock; Delta and its readers pass over it."""
 
 PARTITION_BY = ["role", "asset"]
 CONFIGURATION = {
@@ -47,15 +52,27 @@ CONFIGURATION = {
 DESCRIPTION = f"trajmill data model {DATA_MODEL_VERSION}"
 """Says in the table itself what its columns mean; Delta takes no properties of our own."""
 
+BATCH = 1 << 20
+"""Rows that are read at once at most: more than a row group has, so that batches come as they were written."""
+
+ATTEMPTS = 100
+"""How often a commit is tried when others commit at the same time."""
+
+LOG_FILES = 16
+"""Files of the log that are read at once."""
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two of them at most."""
+
 STATISTICS = ("functional", "trajectory_id")
 """Columns whose smallest and largest value a file states, so that readers can skip it."""
 
 
-class DeltaStore:
+class DeltaStore(Store):
     """A Delta Lake table of frames.
 
     Args:
-        path: folder of the table.
+        address: folder of the table, or `s3://bucket/prefix`; see `trajmill.storage` for credentials.
         create: make an empty table where there is none.
         version: table version to read; None is the newest.
 
@@ -63,67 +80,68 @@ class DeltaStore:
         StoreError: no table there, or one that this version of trajmill cannot read.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = False, version: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, address: str | Path, *, create: bool = False, version: int | None = None) -> None:
+        self.path = as_path(address)
+        self.address = str(self.path)
         self._recipes: dict[str, dict[str, Any]] | None = None
+        self._options = delta_options() if isinstance(self.path, ObjectPath) else None
         present = self._present()
         try:
-            self._table = DeltaTable(self.path, version=version)
+            self._table = self._open(version)
         except TableNotFoundError as error:
             if not create:
                 raise StoreError(f"{self.path}: no trajmill store here; `trajmill build` makes one") from error
-            if present - {WORK}:
+            if present - {WORK, "_delta_log"}:  # a log without a table is being made by another build
                 raise StoreError(
                     f"{self.path}: not empty and no trajmill store; choose an empty or new folder"
                 ) from error
             self._table = self._create()
         except (DeltaError, OSError) as error:
-            raise StoreError(f"{self.path}: cannot be opened as a store ({_one_line(error)})") from error
+            raise StoreError(f"{self.path}: cannot be opened as a store ({one_line(error)})") from error
         if (found := self._table.metadata().description) != DESCRIPTION:
             raise StoreError(f"{self.path}: says {found!r}, this version of trajmill reads {DESCRIPTION!r}")
+
+    def _open(self, version: int | None = None) -> DeltaTable:
+        return DeltaTable(self.address, version=version, storage_options=self._options)
 
     def _present(self) -> set[str]:
         """Return what is in the folder; Delta takes a folder that may not be read for one without a table."""
         try:
-            return {entry.name for entry in self.path.iterdir()}
-        except FileNotFoundError:
+            entries = self.path.glob("*") if isinstance(self.path, ObjectPath) else self.path.iterdir()
+            return {entry.name for entry in entries}
+        except FileNotFoundError as error:
+            if isinstance(self.path, ObjectPath):  # a folder of none is empty
+                raise StoreError(f"{self.path}: there is no such bucket; make it, or check the name") from error
             return set()
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be read ({error.strerror})") from error
 
     def _create(self) -> DeltaTable:
+        if isinstance(self.path, ObjectPath):
+            _check_conditional_writes(self.path)
         try:
             return DeltaTable.create(
-                self.path,
+                self.address,
                 STORE_SCHEMA,
                 partition_by=PARTITION_BY,
                 name="trajmill",
                 description=DESCRIPTION,
                 configuration=CONFIGURATION,
+                storage_options=self._options,
+                # else two that create at once make two versions
+                commit_properties=CommitProperties(max_commit_retries=0),
             )
         except (DeltaError, OSError) as error:
-            raise StoreError(f"{self.path}: cannot be created ({_one_line(error)})") from error
+            with suppress(DeltaError, OSError):
+                return self._open()  # another build has just made it
+            raise StoreError(f"{self.path}: cannot be created ({one_line(error)})") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other builds out. The lock is the process's: however it ends, it is gone.
-
-        Without file locks (some network disks) builds are not kept apart; commits stay atomic, only work is lost.
-
-        Raises:
-            StoreError: another build holds it.
-        """
+        """Read the newest version; commits keep themselves apart, so nobody is kept out."""
         with _plain_errors(self.path):
-            (self.path / WORK).mkdir(exist_ok=True)
-            lock = Lock(self.path / WORK / "lock")
-        with lock:
-            if lock.holder is not None:
-                raise StoreError(
-                    f"{self.path}: another build (process {lock.holder}) is writing here; wait for it or stop it"
-                )
-            with _plain_errors(self.path):
-                self._table.update_incremental()
-            yield
+            self._table.update_incremental()
+        yield
 
     @property
     def version(self) -> int:
@@ -153,8 +171,9 @@ class DeltaStore:
             "balance": vars(commit.balance),
         }
         if used not in self.recipes():  # in full once, so that thousands of commits stay small
-            facts["recipe_content"] = self.recipes()[used] = commit.recipe
+            facts["recipe_content"] = commit.recipe
         self._replace(commit.asset, adds, facts, _as_version(commit.fingerprint))
+        self.recipes()[used] = commit.recipe
 
     def drop(self, asset: str) -> None:
         """Remove all rows of the asset in one transaction; earlier versions keep them."""
@@ -163,43 +182,79 @@ class DeltaStore:
     def _replace(
         self, asset: str, adds: list[AddAction | RemoveAction], facts: dict[str, Any], fingerprint: int
     ) -> None:
-        with _plain_errors(self.path):
-            self._table.update_incremental()
-            self._table.create_write_transaction(
-                adds,
-                mode="overwrite",
-                schema=STORE_SCHEMA,
-                partition_by=PARTITION_BY,
-                partition_filters=[("asset", "=", asset)],
-                commit_properties=CommitProperties(
-                    custom_metadata={"trajmill": json.dumps(facts, sort_keys=True)},
-                    app_transactions=[Transaction(asset, fingerprint)],
-                ),
-            )
-            self._table.update_incremental()
+        """Replace an asset's rows, unless its rows are those of this fingerprint: another build was first."""
+        self._commit(
+            lambda: facts if self._table.transaction_version(asset) != fingerprint else None,
+            adds,
+            mode="overwrite",
+            partition_filters=[("asset", "=", asset)],
+            transactions=[Transaction(asset, fingerprint)],
+        )
 
-    def note_upstream(self, upstream: Mapping[str, Any]) -> None:
-        """Record which upstream versions the store is complete for, by source; nothing when it says so already."""
-        if dict(upstream) == self.upstream():
-            return
+    def note_upstream(self, changes: Mapping[str, Any]) -> None:
+        """Record which upstream versions the store is complete for; see `Store.note_upstream`."""
+
+        def facts() -> dict[str, Any] | None:
+            before = self.upstream()
+            after = {source: known for source, known in {**before, **changes}.items() if known is not None}
+            return {"upstream": after} if after != before else None
+
+        self._commit(facts, [], mode="append")
+
+    def _commit(
+        self,
+        facts: Callable[[], dict[str, Any] | None],
+        adds: list[AddAction | RemoveAction],
+        *,
+        mode: Literal["append", "overwrite"],
+        partition_filters: list[tuple[str, str, str]] | None = None,
+        transactions: list[Transaction] | None = None,
+    ) -> None:
+        """Add a version to the log, right after the newest; look again at what is newest when another build was first.
+
+        Deltalake would put such a commit after the other's by itself, where it sees no conflict; it does not know what
+        the facts were decided by.
+
+        Args:
+            facts: asked for what to record as of the version that is read now; None when there is nothing to do.
+            adds: files that are new.
+            mode: whether other files stay.
+            partition_filters: files that go.
+            transactions: fingerprints.
+        """
         with _plain_errors(self.path):
-            self._table.update_incremental()
-            self._table.create_write_transaction(
-                [],
-                mode="append",
-                schema=STORE_SCHEMA,
-                partition_by=PARTITION_BY,
-                commit_properties=CommitProperties(
-                    custom_metadata={"trajmill": json.dumps({"upstream": upstream}, sort_keys=True)}
-                ),
-            )
-            self._table.update_incremental()
+            for attempt in range(1, ATTEMPTS + 1):
+                self._table.update_incremental()
+                version = self._table.version()
+                if (found := facts()) is None:
+                    return
+                try:
+                    self._table.create_write_transaction(
+                        adds,
+                        mode=mode,
+                        schema=STORE_SCHEMA,
+                        partition_by=PARTITION_BY,
+                        partition_filters=partition_filters,
+                        commit_properties=CommitProperties(
+                            custom_metadata={"trajmill": json.dumps(found, sort_keys=True)},
+                            app_transactions=transactions,
+                            max_commit_retries=0,
+                        ),
+                    )
+                except CommitFailedError:
+                    self._table.update_incremental()
+                    if self._table.version() == version or attempt == ATTEMPTS:  # no other build's doing
+                        raise
+                    time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
+                else:
+                    self._table.update_incremental()
+                    return
 
     def upstream(self) -> dict[str, Any]:
         """Return the upstream versions that the store was last complete for, by source; empty when none is known."""
         return next((facts["upstream"] for facts in self._history() if "upstream" in facts), {})
 
-    def files(self, role: str, asset: str | None = None) -> list[tuple[str, Path, int]]:
+    def files(self, role: str, asset: str | None = None) -> list[tuple[str, AnyPath, int]]:
         """List the files of a role as (asset, path, rows), sorted by asset."""
         actions = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
         found = [
@@ -209,41 +264,60 @@ class DeltaStore:
         ]
         return sorted(found)
 
-    def assets(self) -> list[str]:
-        """List the assets that have rows, sorted."""
-        actions = pa.table(self._table.get_add_actions(flatten=True))
-        return sorted(set(actions["partition.asset"].to_pylist()))
+    def count(self, role: str) -> dict[str, int]:
+        """Count the rows of a role by asset, sorted by asset; assets without any are left out."""
+        return {asset: rows for asset, _, rows in self.files(role) if rows}
 
-    def balances(self) -> dict[str, Balance]:
-        """Return what each asset's newest commit counted, by asset."""
-        return {facts["asset"]: Balance(**_counters(facts["balance"])) for facts in self._facts()}
+    def read(
+        self,
+        role: str,
+        *,
+        columns: Sequence[str] | None = None,
+        assets: Iterable[str] | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream rows, a row group at a time; see `Store.read`."""
+        schema = FILE_SCHEMA if columns is None else pa.schema([STORE_SCHEMA.field(name) for name in columns])
+        stored = [name for name in schema.names if name in FILE_SCHEMA.names]
+        wanted = None if assets is None else set(assets)
+        condition = None
+        for name, value in (where or {}).items():
+            term = pc.field(name) == value
+            condition = term if condition is None else condition & term
+        for asset, path, _ in self.files(role):
+            if wanted is not None and asset not in wanted:
+                continue
+            partitions = {"role": role, "asset": asset}
+            with _plain_errors(self.path):
+                scanner = parquet([path], FILE_SCHEMA).scanner(
+                    columns=stored, filter=condition, batch_size=BATCH, batch_readahead=1, use_threads=False
+                )
+                for batch in scanner.to_batches():
+                    if batch.num_rows:
+                        there = {name: pa.repeat(value, len(batch)) for name, value in partitions.items()}
+                        there |= dict(zip(stored, batch.columns, strict=True))
+                        yield pa.RecordBatch.from_arrays([there[name] for name in schema.names], schema=schema)
 
-    def versions(self) -> dict[str, list[str]]:
-        """Return the versions of the packages that wrote the rows, by package."""
-        found: dict[str, set[str]] = {}
-        for facts in self._facts():
-            for package, version in facts["versions"].items():
-                found.setdefault(package, set()).add(version)
-        return {package: sorted(v) for package, v in sorted(found.items())}
+    def commits(self) -> dict[str, Commit]:
+        """Return what each asset's newest commit recorded, by asset; without its files. Not of dropped assets."""
+        return {
+            facts["asset"]: Commit(
+                facts["asset"],
+                facts["fingerprint"],
+                (),
+                as_balance(facts["balance"]),
+                facts["versions"],
+                facts.get("raw", ""),  # nor recipe: not in stores of earlier versions
+                self.recipes()[facts["recipe"]] if "recipe" in facts else {},
+            )
+            for facts in self._facts()
+        }
 
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Return what of recipes decided rows of this store, by digest."""
         if self._recipes is None:
             self._recipes = {f["recipe"]: f["recipe_content"] for f in self._history() if "recipe_content" in f}
         return self._recipes
-
-    def built_with(self) -> dict[str, list[dict[str, Any]]]:
-        """Return what of recipes decided the rows there are, by source; more than one where a build is not complete."""
-        used: dict[str, dict[str, dict[str, Any]]] = {}
-        for facts in self._facts():
-            source = facts["asset"].partition("/")[0]
-            if "recipe" in facts:  # not in stores of earlier versions
-                used.setdefault(source, {})[facts["recipe"]] = self.recipes()[facts["recipe"]]
-        return {source: [recipes[key] for key in sorted(recipes)] for source, recipes in sorted(used.items())}
-
-    def raw_digests(self) -> dict[str, str]:
-        """Return the digest of the raw content that each asset's rows were made of."""
-        return {facts["asset"]: facts["raw"] for facts in self._facts() if "raw" in facts}
 
     def _facts(self) -> list[dict[str, Any]]:
         """Return what `commit` recorded for each asset that has not been dropped."""
@@ -254,49 +328,41 @@ class DeltaStore:
         return [newest[asset] for asset in sorted(newest) if "dropped" not in newest[asset]]
 
     def _history(self) -> Iterator[dict[str, Any]]:
-        """Yield what commits recorded, the newest first, as of the version that is read."""
-        entries = self._table.history()  # newest first back to 0, and newer ones than the version that is read
-        for entry in entries[len(entries) - 1 - self.version :]:
-            if text := entry.get("trajmill"):
-                yield json.loads(text)
+        """Yield what commits recorded, the newest first, as of the version that is read.
 
-    def task_ids(self, asset: str) -> Iterator[str]:
-        """Iterate the distinct `task_id` of an asset's committed rows, rejections included."""
-        seen: set[str] = set()
-        for role in ("frame", "input", "rejection"):
-            for _, path, _ in self.files(role, asset):
-                for batch in pq.ParquetFile(path).iter_batches(columns=["task_id"]):
-                    new = set(batch["task_id"].unique().to_pylist()) - seen - {None}
-                    seen |= new
-                    yield from new
+        Read from the log as far as is asked for; deltalake's own history reads all of it, and lets no other thread run.
+        """
+        with _plain_errors(self.path), ThreadPoolExecutor(LOG_FILES) as pool:
+            for newest in range(self.version, -1, -LOG_FILES):
+                yield from filter(None, pool.map(self._recorded, range(newest, max(-1, newest - LOG_FILES), -1)))
+
+    def _recorded(self, version: int) -> dict[str, Any] | None:
+        """Return what the commit of a version recorded; None for one that is not ours, such as the first."""
+        log = (self.path / "_delta_log" / f"{version:020}.json").read_text(encoding="utf-8")
+        for line in log.splitlines():
+            if '"trajmill"' in line and (info := json.loads(line).get("commitInfo")) and "trajmill" in info:
+                return cast("dict[str, Any]", json.loads(info["trajmill"]))
+        return None
 
 
 class DeltaWriter:
-    """Writes the rows of one asset: a Parquet file per role."""
+    """Writes the rows of one asset: a Parquet file per role, on this machine until it is whole."""
 
-    def __init__(self, root: Path, asset: str) -> None:
+    def __init__(self, root: AnyPath, asset: str) -> None:
         self._root = root
         self._folder = f"asset={quote(asset, safe='')}"  # Hive style: Polars reads partition values from there
         self._open: dict[str, tuple[Path, pq.ParquetWriter]] = {}
+        self._scratch: Scratch | None = None
 
     def write(self, role: str, batch: pa.RecordBatch) -> None:
         """Append rows of a role."""
         with _plain_errors(self._root):
+            if self._scratch is None:
+                self._scratch = Scratch(work_folder(str(self._root)) / "writing")
             if role not in self._open:
-                self._open[role] = self._start(role)
+                path = self._scratch.path / f"{role}.parquet"
+                self._open[role] = path, pq.ParquetWriter(path, FILE_SCHEMA, **parquet_options(FILE_SCHEMA))
             self._open[role][1].write_batch(batch)
-
-    def _start(self, role: str) -> tuple[Path, pq.ParquetWriter]:
-        folder = self._root / f"role={role}" / self._folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):  # of a worker that was killed
-            leftover.unlink(missing_ok=True)
-        path = folder / f".{os.getpid()}.tmp"
-        try:
-            return path, pq.ParquetWriter(path, FILE_SCHEMA, **parquet_options(FILE_SCHEMA))
-        except OSError:
-            path.unlink(missing_ok=True)  # an empty file, all that a full disk took
-            raise
 
     def close(self, fingerprint: str, versions: dict[str, str]) -> tuple[DataFile, ...]:
         """Finish the files and put them at their final place: all of them, or none when the disk is full.
@@ -307,41 +373,63 @@ class DeltaWriter:
         content = hashlib.sha256(json.dumps([fingerprint, versions], sort_keys=True).encode()).hexdigest()[:16]
         files = []
         with _plain_errors(self._root):
-            for temporary, writer in self._open.values():
+            for role, (written, writer) in sorted(self._open.items()):
                 writer.close()
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-            for role, (temporary, _) in sorted(self._open.items()):
-                final = temporary.replace(temporary.with_name(f"{content}.parquet"))
-                relative = final.relative_to(self._root).as_posix()
-                metadata = pq.read_metadata(final)
-                files.append(DataFile(relative, final.stat().st_size, role, metadata.num_rows, _stats(metadata)))
-        self._open.clear()
+                metadata = pq.read_metadata(written)
+                path = f"role={role}/{self._folder}/{content}.parquet"
+                files.append(DataFile(path, written.stat().st_size, role, metadata.num_rows, _stats(metadata)))
+            self._put_in_place(files)
+        self._forget()
         return tuple(files)
+
+    def _put_in_place(self, files: list[DataFile]) -> None:
+        places = [(self._open[file.role][0], self._root / file.path) for file in files]
+        for written, place in places:
+            if isinstance(place, Path):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with written.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        for written, place in places:
+            if isinstance(place, Path):
+                written.replace(place)
+            else:
+                place.upload(written)
 
     def abort(self) -> None:
         """Remove what was written."""
-        for temporary, writer in self._open.values():
+        for _, writer in self._open.values():
             with suppress(OSError):  # a full disk: what could not be finished is removed all the same
                 writer.close()
-            temporary.unlink(missing_ok=True)
+        self._forget()
+
+    def _forget(self) -> None:
         self._open.clear()
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None
+
+
+def _check_conditional_writes(root: ObjectPath) -> None:
+    """Refuse a server that lets two commits overwrite each other."""
+    with _plain_errors(root):
+        probe = root / WORK / "conditional-writes"
+        probe.create(b"")
+        if probe.create(b""):
+            raise StoreError(
+                f"{root}: this server ignores If-None-Match, so that two builds would overwrite each other's commits; "
+                "build into a folder and copy it"
+            )
 
 
 @contextmanager
-def _plain_errors(root: Path) -> Iterator[None]:
+def _plain_errors(root: AnyPath) -> Iterator[None]:
     """Turn a full disk and its kin into a StoreError of one line that says what to do."""
     try:
         yield
-    except (DeltaError, OSError) as error:
+    except (DeltaError, OSError, pa.ArrowException) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        what = "the disk is full; make room and run the same command again" if full else _one_line(error)
+        what = "the disk is full; make room and run the same command again" if full else one_line(error)
         raise StoreError(f"{root}: {what} (what was committed before is unharmed)") from error
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's text without the colours and line breaks Delta puts there."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
 
 
 def _stats(metadata: pq.FileMetaData) -> str:
@@ -363,7 +451,3 @@ def _stats(metadata: pq.FileMetaData) -> str:
 def _as_version(fingerprint: str) -> int:
     """Return the fingerprint as the 60-bit number a Delta transaction can hold."""
     return int(fingerprint[:15], 16)
-
-
-def _counters(balance: dict[str, Any]) -> dict[str, Any]:
-    return {k: Counter(v) if isinstance(v, dict) else v for k, v in balance.items()}
