@@ -85,7 +85,7 @@ OUTCOMES = {
 def test_planted_cases(name, trajectories):
     frames, kept, rejected, without_stress = OUTCOMES[name]
     t = trajectories[name]
-    rest, rejections = curate(t, load().rules)
+    rest, rejections = curate([t], load().rules)[0]
     assert len(t) == frames
     assert (len(rest) if rest else 0) == kept
     others = {r.relaxation_step: r.detail for r in rejections if r.rejected_by != "duplicate_frames"}
@@ -110,7 +110,7 @@ def test_an_id_in_both_functionals_is_two_trajectories(trajectories):
 
 
 def test_an_unusable_end_is_recorded(trajectories):
-    rest, _ = curate(trajectories["agm003204132-pbe"], load().rules)
+    rest, _ = curate([trajectories["agm003204132-pbe"]], load().rules)[0]
     assert rest.notes == ("ends at step 26: step 27 was rejected by targets",)
 
 
@@ -179,6 +179,17 @@ def ids(records):
     return [t.trajectory_id for record in records for t in record.trajectories]
 
 
+def test_a_site_without_fractional_coordinates_is_read_by_its_cartesian_ones(tmp_path):
+    without = step(-7.1)
+    for site in without["structure"]["sites"]:
+        site["xyz"] = [4.0 * x for x in site.pop("abc")]
+    write(tmp_path, "pbe_0000.json.bz2", {"agm000000001": [run(step(-7.0), without)]})
+    [record] = read(tmp_path)
+    [t] = record.trajectories
+    assert t.faults == {}
+    np.testing.assert_array_equal(t.positions[0], t.positions[1])
+
+
 @pytest.mark.parametrize(
     ("path", "functional"),
     [
@@ -202,7 +213,7 @@ def test_functional_from_the_path(tmp_path, path, functional):
     assert t.functional == functional
     assert t.trajectory_id == f"agm000000001-{functional or 'unknown'}"
     if functional is None:
-        rest, rejections = curate(t, load().rules)
+        rest, rejections = curate([t], load().rules)[0]
         assert rest is None
         assert [(r.rejected_by, r.detail, r.n_frames) for r in rejections] == [
             ("unsupported_functional", "no functional in the file's path", 2)
@@ -267,7 +278,7 @@ def test_a_bad_frame_costs_itself(tmp_path, text, rejected):
     records = read(tmp_path)
     assert ids(records) == [f"agm00000000{k}-pbe" for k in range(4)]
     assert problems(records) == []
-    left = [curate(t, load().rules) for record in records for t in record.trajectories]
+    left = [curate([t], load().rules)[0] for record in records for t in record.trajectories]
     assert [len(rest) for rest, _ in left] == [2, 2, 1, 2]
     (rejection,) = left[2][1]
     assert rejected in rejection.detail
@@ -283,7 +294,7 @@ def test_a_bad_stress_costs_the_label(tmp_path, stress):
     t = read(tmp_path)[2].trajectories[0]
     assert np.isnan(t.stress[1]).all()
     assert np.isfinite(t.stress[0]).all()
-    assert curate(t, load().rules) == (t, [])
+    assert curate([t], load().rules)[0] == (t, [])
 
 
 @pytest.mark.parametrize("encut", [520, 520.0, None, "high", float("nan"), 10**400])
@@ -324,7 +335,7 @@ def test_a_step_that_is_none(tmp_path, raw_step):
     write(tmp_path, "pbe/a.json.bz2", {"agm000000001": [run(step(), raw_step, step(-7.1))]})
     (record,) = read(tmp_path)
     assert record.n_frames == 3
-    rest, rejections = curate(record.trajectories[0], load().rules)
+    rest, rejections = curate([record.trajectories[0]], load().rules)[0]
     assert rest.relaxation_step.tolist() == [0, 2]
     assert [r.relaxation_step for r in rejections] == [1]
 
@@ -334,7 +345,7 @@ def test_the_real_malformed_step(tmp_path):
     records = read(tmp_path)
     t = records[0].trajectories[0]
     assert t.energy[0] == REAL_STEP["energy"]
-    rejections = curate(t, load().rules)[1]
+    rejections = curate([t], load().rules)[0][1]
     assert rejections[0].detail.startswith("forces: row ")
     assert "has 1 components, expected 3" in rejections[0].detail
     assert ids(records)[1] == "agm000000002-pbe"
@@ -522,7 +533,7 @@ def test_damage_anywhere_in_a_record_costs_nothing_else(tmp_path_factory, place,
     assert len(records) == 3
     assert_equal(records[0].trajectories[0].forces, records[2].trajectories[0].forces)
     for t in records[1].trajectories:
-        rest, rejections = curate(t, load().rules)
+        rest, rejections = curate([t], load().rules)[0]
         assert records[1].n_frames == (len(rest) if rest else 0) + sum(r.n_frames for r in rejections)
 
 

@@ -1,9 +1,6 @@
 """The mysqldump reader: every row arrives exactly, whatever the text holds, and nothing is lost in silence."""
 
 import gzip
-import os
-import shutil
-import subprocess
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from servers.mariadb import database, mariadb
 from trajmill.errors import SourceError
 from trajmill.sources import mysqldump
 from trajmill.sources.mysqldump import MySQLDump
@@ -40,8 +38,8 @@ def insert(rows: list[tuple[object, ...]]) -> str:
 def read(path: Path, text: str | bytes, columns=COLUMNS) -> tuple[list[dict], list[str]]:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     problems: list[str] = []
-    rows = [row for _, table in MySQLDump(path, columns, report=problems.append) for row in table.to_pylist()]
-    return rows, problems
+    dump = MySQLDump(path, columns, report=problems.append)
+    return [row for _, table in dump.rows(*columns) for row in table.to_pylist()], problems
 
 
 def expected(rows: list[tuple[object, ...]]) -> list[dict]:
@@ -179,7 +177,7 @@ def test_what_is_no_dump_is_refused_in_one_line(path: Path, text: str | bytes, m
 
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(SourceError, match=r"none\.sql: cannot be read"):
-        list(MySQLDump(tmp_path / "none.sql", COLUMNS, report=print))
+        list(MySQLDump(tmp_path / "none.sql", COLUMNS, report=print).rows("t"))
 
 
 def test_memory_depends_on_a_statement_not_on_the_file(path: Path):
@@ -191,51 +189,21 @@ def test_memory_depends_on_a_statement_not_on_the_file(path: Path):
     before = pa.total_allocated_bytes()
     arrow = rows = 0
     tracemalloc.start()
-    for _, table in MySQLDump(path, COLUMNS, report=print):
+    for _, table in MySQLDump(path, COLUMNS, report=print).rows("t"):
         rows += len(table)
         arrow = max(arrow, pa.total_allocated_bytes() - before)
     python = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert rows == 240_000
-    assert arrow < 4 * len(statement)
+    assert arrow < 2 * (mysqldump._THREADS + 2) * len(statement)
     assert python < 10 << 20  # 31 MB of text went through; chunks read ahead take 4 MB
-
-
-SERVER = os.environ.get("TRAJMILL_MARIADB", "127.0.0.1:3306")
-
-
-def mariadb(sql: str, *, stdin: bytes | None = None, database: str = "") -> list[list[str]]:
-    host, _, port = SERVER.partition(":")
-    command = ["mariadb", "-h", host, "-P", port or "3306", "-u", "root", "--batch", "--skip-column-names"]
-    command += [
-        "--connect-timeout=5",
-        "--default-character-set=utf8mb4",
-        *(["-e", sql] if sql else []),
-        *([database] if database else []),
-    ]
-    result = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=120)
-    if result.returncode:
-        raise OSError(result.stderr.decode())
-    return [line.split("\t") for line in result.stdout.decode().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[str]:
     """Name of a database that MariaDB itself loaded the generated dump into."""
-    name = f"trajmill_test_{os.getpid()}"
-    try:
-        if shutil.which("mariadb") is None:
-            raise OSError("no mariadb client is installed")  # noqa: TRY301
-        mariadb(f"CREATE DATABASE {name}")
-    except OSError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no MariaDB at {SERVER}: {error}")
-    try:
-        mariadb("", stdin=gzip.decompress((DATA / "qmdb__v1_6__112023.sql.gz").read_bytes()), database=name)
+    with database(gzip.decompress((DATA / "qmdb__v1_6__112023.sql.gz").read_bytes())) as name:
         yield name
-    finally:
-        mariadb(f"DROP DATABASE {name}")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +218,8 @@ def loaded() -> Iterator[str]:
 def test_mariadb_reads_the_same(loaded: str, table: str, columns: str):
     texts = {"element_id", "configuration", "label", "path", "settings", "composition_id", "fit_id", "coords"}
     dump = MySQLDump(DATA / "qmdb__v1_6__112023.sql.gz", {table: columns.split()}, report=pytest.fail)
-    ours = sorted((tuple(row.values()) for _, rows in dump for row in rows.to_pylist()), key=lambda row: row[0])
+    rows = [tuple(row.values()) for _, rows in dump.rows(table) for row in rows.to_pylist()]
+    ours = sorted(rows, key=lambda row: row[0])
     select = ", ".join(f"HEX(CONVERT({c} USING utf8mb4))" if c in texts else c for c in columns.split())
 
     def value(column: str, text: str) -> object:

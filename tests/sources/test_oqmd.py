@@ -3,6 +3,9 @@
 import gzip
 import pickle
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +13,10 @@ import moyopy
 import numpy as np
 import pytest
 
+from sources.conformance import assert_equal
 from trajmill import recipe
 from trajmill.errors import SourceError
-from trajmill.sources import oqmd as oqmd_module
+from trajmill.sources import mysqldump, oqmd_runs
 from trajmill.sources.base import Record, Source
 from trajmill.sources.oqmd import Oqmd
 from trajmill.sources.oqmd_entries import Calculation, chronological
@@ -480,7 +484,7 @@ def test_tables_may_come_in_any_order(tmp_path: Path):
     assert all(np.array_equal(t.positions, found[0].positions) and not t.findings for t in found)
 
 
-def test_assets_are_ranges_of_ids_whatever_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_assets_are_ranges_of_ids_whatever_is_in_them(tmp_path: Path):
     tables = one_entry(relaxation())
     tables["entries"] += [{"id": i} for i in (19_999, 20_000, 1_780_001)]
     dump = tmp_path / "qmdb__v1_10__022026.sql"
@@ -492,17 +496,16 @@ def test_assets_are_ranges_of_ids_whatever_is_in_them(tmp_path: Path, monkeypatc
     assert {a.modified for a in source.assets()} == {"2026-02"}
     assert len({source.raw_digest(a) for a in source.assets()}) == 3
     whole = [r.n_frames for r in records(pickle.loads(pickle.dumps(source)))]
-    monkeypatch.setattr(oqmd_module, "_ENTRIES", 1)  # rows looked up in smaller pieces are the same rows
-    assert [r.n_frames for r in records(source)] == whole == [2, 0, 0, 0]
+    assert whole == [2, 0, 0, 0]
 
 
 def test_a_dump_is_imported_once_and_anew_when_it_changes(tmp_path: Path):
     dump, workspace = tmp_path / "dump.sql", tmp_path / "ws"
     dump.write_text(sql(one_entry(relaxation())))
     first = prepared(dump, workspace)
-    stamp = first.database.stat().st_mtime_ns
-    assert prepared(dump, workspace).database == first.database
-    assert first.database.stat().st_mtime_ns == stamp
+    stamp = first.imported.stat().st_mtime_ns
+    assert prepared(dump, workspace).imported == first.imported
+    assert first.imported.stat().st_mtime_ns == stamp
     dump.write_text(sql(one_entry(relaxation(energy=-1.0))))
     second = prepared(dump, workspace)
     assert the_relaxation(records(second)).energy[1] == -1.0
@@ -510,15 +513,50 @@ def test_a_dump_is_imported_once_and_anew_when_it_changes(tmp_path: Path):
     assert first.raw_digest(asset) != second.raw_digest(asset)
 
 
-def test_left_overs_of_a_killed_import_are_replaced(tmp_path: Path):
-    dump, workspace = tmp_path / "dump.sql", tmp_path / "ws"
-    dump.write_text(sql(one_entry(relaxation())))
-    database = prepared(dump, workspace).database
-    database.rename(database.with_suffix(".part-sorted"))
-    database.with_suffix(".part-raw").write_bytes(b"half")
-    database.with_suffix(".part-spill").mkdir()
-    assert len(records(prepared(dump, workspace))) == 1
-    assert [p.name for p in workspace.iterdir()] == [database.name]
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from trajmill.sources.oqmd import Oqmd
+
+workspace = Path(sys.argv[2])
+
+def report(done, total):
+    if done > total // 2:  # in the second pass
+        assert list(workspace.glob("*.part/*"))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Oqmd(Path(sys.argv[1])).prepare(workspace, report)
+"""
+
+
+def test_a_killed_import_begins_anew(tmp_path: Path):
+    command = [sys.executable, "-c", KILLED, GENERATED, tmp_path]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    [left_over] = tmp_path.iterdir()
+    source = prepared(GENERATED, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [source.imported.name]
+    assert left_over.name == f"{source.imported.name}.part"
+    assert len(records(source)) == 40
+
+
+def test_progress_ends_with_the_file(tmp_path: Path):
+    told: list[tuple[int, int]] = []
+    Oqmd(GENERATED).prepare(tmp_path, lambda *numbers: told.append(numbers))
+    size = GENERATED.stat().st_size
+    assert told == sorted(told)
+    assert told[-1] == (2 * size, 2 * size)
+
+
+@pytest.mark.parametrize(("run", "threads"), [(1, 1), (20_000, 3)])
+def test_records_depend_on_neither_runs_nor_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int, threads: int
+):
+    expected = records(prepared(GENERATED, tmp_path / "whole", stress="kbar"))
+    monkeypatch.setattr(oqmd_runs, "RUN", run)
+    monkeypatch.setattr(mysqldump, "_THREADS", threads)
+    source = prepared(GENERATED, tmp_path / "parts", stress="kbar")
+    assert len(list(source.imported.glob("run-*"))) > 4
+    assert_equal(records(source), expected)
 
 
 def test_a_truncated_dump_says_so_and_keeps_what_is_there(tmp_path: Path):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice as PmgLattice
 from pymatgen.core import Structure as PmgStructure
 
-from trajmill.sources.pymatgen_json import Rows, Structure, decode, stack, structure_arrays
+from trajmill.sources.pymatgen_json import Rows, Site, Structure, decode, stack, structure_arrays
 
-STRUCTURE = msgspec.json.Decoder(Structure)
+STRUCTURE = msgspec.json.Decoder(Structure[Site])
 
 
 def parsed(*structures):
@@ -60,6 +60,15 @@ def test_stack(values, expected, faults):
     found = {}
     np.testing.assert_array_equal(stack(values, (1, 3), "x", found), expected)
     assert found == faults
+
+
+@given(st.lists(st.lists(st.lists(st.floats() | st.none(), max_size=4), max_size=3), max_size=3))
+def test_stack_is_what_numpy_makes_of_a_frame(values):
+    found = stack(values, (2, 3), "x", faults := {})
+    for i, value in enumerate(values):
+        whole = len(value) == 2 and all(len(row) == 3 for row in value)
+        np.testing.assert_array_equal(found[i], np.array(value, np.float64) if whole else np.full((2, 3), np.nan))
+        assert (i in faults) != whole
 
 
 def test_stack_scalars():

@@ -6,22 +6,34 @@ import bz2
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Generic, cast
 
 import msgspec
 import numpy as np
 
 from trajmill import recipe
+from trajmill.elements import SYMBOLS, composition
 from trajmill.errors import SourceError
 from trajmill.raw import current, entry, sha256
 from trajmill.sources import mp_settings
 from trajmill.sources.base import Asset, Record, Rejection
-from trajmill.sources.files import read_ahead
-from trajmill.sources.pymatgen_json import Rows, Structure, decode, parse, stack, structure_arrays
+from trajmill.sources.files import in_parts, read_ahead, takes
+from trajmill.sources.pymatgen_json import (
+    AnySite,
+    FractionalSite,
+    Rows,
+    Site,
+    Structure,
+    decode,
+    parse,
+    stack,
+    structure_arrays,
+)
+from trajmill.storage import AnyPath, readable
 from trajmill.trajectory import Trajectory
 from trajmill.units import stress_from_vasp
 
@@ -34,30 +46,30 @@ KEY = re.compile(rb'"(agm\d+)"\s*:\s*')
 LISTED = re.compile(r'href="([^"/]+)"[^\n]*?</a>\s+(\d{2}-\w{3}-\d{4} \d{2}:\d{2})')
 
 
-class Step(msgspec.Struct, gc=False):
+class Step(msgspec.Struct, Generic[AnySite], gc=False):
     """An ionic step; stress in kBar with VASP's sign."""
 
-    structure: Structure | None = None
+    structure: Structure[AnySite] | None = None
     energy: float | None = None
     forces: Rows | None = None
     stress: Rows | None = None
 
 
-class Run(msgspec.Struct, gc=False):
+class Run(msgspec.Struct, Generic[AnySite], gc=False):
     """A VASP relaxation."""
 
-    steps: list[Step] | None = None
+    steps: list[Step[AnySite]] | None = None
     ENMAX: float | None = None
 
 
-RUNS = msgspec.json.Decoder(list[Run])
+RUNS = msgspec.json.Decoder(list[Run[FractionalSite]])
 
 
 @dataclass(frozen=True)
 class Alexandria:
     """Path files below a folder, old and new layout alike."""
 
-    root: Path
+    root: AnyPath
     options: recipe.Alexandria = field(default_factory=recipe.Alexandria)
     name: str = "alexandria"
 
@@ -75,7 +87,7 @@ class Alexandria:
                 f"{self.root}: no *.json.bz2 path files here; point alexandria.path at the folder that holds them"
             )
         dates = {folder: _listed_dates(folder / "index.html") for folder in {f.parent for f in files}}
-        return [
+        shards = [
             Asset(
                 name=f"{self.name}/{f.relative_to(self.root).as_posix()}",
                 path=f,
@@ -84,6 +96,7 @@ class Alexandria:
             )
             for f in files
         ]
+        return in_parts(shards, self.options.split)
 
     def raw_digest(self, asset: Asset) -> str:
         """Digest the compressed file and what its place says: the functional from the path, the date of the listing."""
@@ -97,8 +110,10 @@ class Alexandria:
     def read(self, asset: Asset) -> Iterator[Record]:
         """Stream the ids of a shard; a damaged id costs itself, a truncated file its last id."""
         functional = _functional(asset.path)
-        chunks = read_ahead(lambda: cast("BinaryIO", bz2.open(asset.path)))  # noqa: SIM115 (closed by read_ahead)
+        chunks = read_ahead(lambda: cast("BinaryIO", bz2.open(readable(asset.path))))  # noqa: SIM115 (closed by read_ahead)
         for key, raw, error in split(chunks):
+            if not takes(asset, key):
+                continue
             problem = error
             if not problem:
                 try:
@@ -108,9 +123,11 @@ class Alexandria:
                     problem = str(malformed)
             yield Record(n_frames=0, rejections=(self._rejection(asset, key or None, "readable", problem, None),))
 
-    def _record(self, asset: Asset, key: str, runs: list[tuple[Run, dict[int, str]]], functional: str | None) -> Record:
+    def _record(
+        self, asset: Asset, key: str, runs: list[tuple[Run[Any], dict[int, str]]], functional: str | None
+    ) -> Record:
         """Make the trajectory of one id."""
-        steps: list[Step] = []
+        steps: list[Step[Any]] = []
         faults: dict[int, str] = {}
         number: list[int] = []
         encut: list[float] = []
@@ -138,24 +155,23 @@ class Alexandria:
             relaxation_number=np.array(number, np.int32),
             relaxation_step=np.arange(len(steps), dtype=np.int32),
             functional=functional,
-            run_type=None,
             encut=np.array(encut),
             license=LICENSE,
             last_modified=asset.modified,
             findings={} if functional else {"unsupported_functional": "no functional in the file's path"},
             faults=faults,
+            **self._settings(functional, composition(SYMBOLS[n] for n in numbers)),
         )
-        return Record(n_frames=len(steps), trajectories=(self._with_settings(trajectory),))
+        return Record(n_frames=len(steps), trajectories=(trajectory,))
 
-    def _with_settings(self, t: Trajectory) -> Trajectory:
+    def _settings(self, functional: str | None, elements: Mapping[str, int]) -> dict[str, Any]:
         """Infer +U and potentials of PBE runs from MP's input set, which Alexandria follows but does not record."""
-        if t.functional == "pbesol":
-            return replace(t, run_type="PBEsol")
-        if t.functional != "pbe" or self.options.settings == "unknown":
-            return t
-        u = mp_settings.hubbard_u(t.composition)
-        names = mp_settings.potentials(t.composition)
-        return replace(t, run_type="GGA+U" if u else "GGA", hubbard_u=u, potentials=names)
+        if functional == "pbesol":
+            return {"run_type": "PBEsol"}
+        if functional != "pbe" or self.options.settings == "unknown":
+            return {"run_type": None}
+        u = mp_settings.hubbard_u(elements)
+        return {"run_type": "GGA+U" if u else "GGA", "hubbard_u": u, "potentials": mp_settings.potentials(elements)}
 
     def _rejection(self, asset: Asset, key: str | None, rule: str, detail: str, n_frames: int | None) -> Rejection:
         return Rejection(
@@ -188,7 +204,7 @@ def split(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes, str]]:
     try:
         for chunk in chunks:
             buffer += chunk
-            while match := KEY.search(buffer, searched):
+            while match := _next_key(buffer, searched):
                 if key is None:
                     if bytes(buffer[: match.start()]).strip() != b"{":
                         yield "", b"", f"unexpected text before the first id: {_excerpt(buffer)}"
@@ -214,11 +230,20 @@ def split(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes, str]]:
         yield key, rest[:-1], "" if whole else "the file ends inside this record"
 
 
+def _next_key(buffer: bytearray, begin: int) -> re.Match[bytes] | None:
+    """Search for a key; `find` is several times as fast as a regular expression."""
+    while (begin := buffer.find(b'"agm', begin)) >= 0:
+        if match := KEY.match(buffer, begin):
+            return match
+        begin += 1
+    return None
+
+
 def _excerpt(buffer: bytearray) -> str:
     return repr(bytes(buffer[:40]).decode("latin-1"))
 
 
-def _runs(raw: bytes) -> list[tuple[Run, dict[int, str]]]:
+def _runs(raw: bytes) -> list[tuple[Run[Any], dict[int, str]]]:
     """Decode the runs of an id, with a text for each step that is malformed.
 
     Raises:
@@ -234,7 +259,7 @@ def _runs(raw: bytes) -> list[tuple[Run, dict[int, str]]]:
     return [_lenient_run(run) for run in value]
 
 
-def _lenient_run(run: dict[str, Any]) -> tuple[Run, dict[int, str]]:
+def _lenient_run(run: dict[str, Any]) -> tuple[Run[Site], dict[int, str]]:
     """Decode a run field by field, so that a malformed field costs its own frame and no other."""
     faults: dict[int, str] = {}
     steps = run.get("steps")
@@ -242,7 +267,7 @@ def _lenient_run(run: dict[str, Any]) -> tuple[Run, dict[int, str]]:
     read = []
     for i, raw in enumerate(steps):
         fields = {}
-        for info in msgspec.structs.fields(Step):
+        for info in msgspec.structs.fields(Step[Site]):
             try:
                 fields[info.name] = msgspec.convert(raw.get(info.name), info.type)
             except (msgspec.ValidationError, AttributeError) as problem:
@@ -255,7 +280,7 @@ def _lenient_run(run: dict[str, Any]) -> tuple[Run, dict[int, str]]:
     return Run(steps=read, ENMAX=encut), faults
 
 
-def _functional(path: Path) -> str | None:
+def _functional(path: AnyPath) -> str | None:
     """Read the functional from the path, the part nearest to the file first."""
     for part in reversed(path.parts):
         for prefix, functional in FUNCTIONALS.items():
@@ -264,7 +289,7 @@ def _functional(path: Path) -> str | None:
     return None
 
 
-def _listed_dates(page: Path) -> dict[str, str]:
+def _listed_dates(page: AnyPath) -> dict[str, str]:
     """Read modification dates from an nginx listing page: ISO times by file name (from href, the text may be cut)."""
     if not page.is_file():
         return {}

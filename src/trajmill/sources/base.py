@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from trajmill.storage import AnyPath
 from trajmill.trajectory import Trajectory
 
 RELAXATION = "Structure Optimization"
@@ -20,14 +21,14 @@ class Asset:
     Attributes:
         name: stable and unique in a store, such as `alexandria/data/pbe/geo_opt_paths/alex_go_aaa_000.json.bz2`;
             never depends on where the files lie or how many workers there are.
-        path: the file on disk.
+        path: the file.
         size: bytes, to start large assets first.
         part: which partition of the file this is, empty when it is the whole file.
         modified: ISO date the source gives the file, None when it gives none (never the file's own time).
     """
 
     name: str
-    path: Path
+    path: AnyPath
     size: int
     part: str = ""
     modified: str | None = None

@@ -1,11 +1,58 @@
-"""Reading raw files: decompression beside the parser."""
+"""Reading raw files: decompression beside the parser, large files in parts."""
 
 from __future__ import annotations
 
 import queue
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import BinaryIO
+from zlib import crc32
+
+from trajmill.sources.base import Asset
+
+_PART = re.compile(r"/part-(\d+-of-\d+)$")
+
+
+def in_parts(assets: Iterable[Asset], limit: int) -> list[Asset]:
+    """Split the assets of large files, so that several workers share one.
+
+    Each part reads the whole file and takes its records (`takes`): decompression is repeated, all else is shared.
+    Names and parts depend on the size of the file and the limit alone.
+
+    Args:
+        assets: of whole files.
+        limit: bytes; what a part has at most.
+
+    Returns:
+        Assets sorted by name.
+    """
+    split: list[Asset] = []
+    for asset in assets:
+        n = max(1, -(-asset.size // limit))
+        parts = [f"{k}-of-{n}" for k in range(n)]
+        split += [
+            replace(asset, name=f"{asset.name}/part-{part}", part=part, size=asset.size // n) for part in parts
+        ] if n > 1 else [asset]  # fmt: skip
+    return sorted(split, key=lambda asset: asset.name)
+
+
+def takes(asset: Asset, identifier: str) -> bool:
+    """Tell whether a record belongs to an asset: the whole file has all, each part those of its identifiers.
+
+    The records of one identifier are in one part, so that it sees which of them are repeated; those without any are in
+    the first part.
+    """
+    if not asset.part:
+        return True
+    k, _, n = asset.part.partition("-of-")
+    return crc32(identifier.encode("utf-8", "replace")) % int(n) == int(k)
+
+
+def whole_file(name: str) -> str:
+    """Return the name of the asset that has all of a file, from that of a part."""
+    return _PART.sub("", name)
 
 
 def read_ahead(open_file: Callable[[], BinaryIO], chunk: int = 1 << 20, ahead: int = 4) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gzip import BadGzipFile
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -19,8 +19,17 @@ from trajmill.errors import SourceError
 from trajmill.raw import current, sha256
 from trajmill.recipe import MaterialsProject
 from trajmill.sources.base import Asset, Record
+from trajmill.sources.files import in_parts, takes
 from trajmill.sources.mp_dates import utc_text
-from trajmill.sources.mp_documents import Calculation, IonicStep, Material, Outcar, Task, decode_leniently
+from trajmill.sources.mp_documents import (
+    Calculation,
+    Identifier,
+    IonicStep,
+    Material,
+    Outcar,
+    Task,
+    decode_leniently,
+)
 from trajmill.sources.mp_ids import canonical_task_id
 from trajmill.sources.mp_materials import Facts, MaterialsProjectFolder, Reader, facts_of
 from trajmill.sources.mp_trajectories import (
@@ -33,9 +42,10 @@ from trajmill.sources.mp_trajectories import (
     unreadable,
     without_frames,
 )
-from trajmill.sources.pymatgen_json import stack, structure_arrays
+from trajmill.sources.pymatgen_json import FractionalSite, Site, decode, stack, structure_arrays
 from trajmill.sources.vasp_inputs import read_settings
 from trajmill.sources.vasp_types import stored_types
+from trajmill.storage import AnyPath, readable
 from trajmill.trajectory import FloatArray, Trajectory
 
 if TYPE_CHECKING:
@@ -46,12 +56,13 @@ logger = logging.getLogger(__name__)
 DAMAGED: tuple[type[Exception], ...] = (BadGzipFile, EOFError, isal_zlib.error)  # type: ignore[assignment]
 """What reading a file that is cut off, or no gzip at all, raises (isal's stub calls its class an instance)."""
 
-_TASKS = msgspec.json.Decoder(Task)
+_TASKS = msgspec.json.Decoder(Task[FractionalSite])
 _MATERIALS = msgspec.json.Decoder(Material)
+_IDENTIFIERS = msgspec.json.Decoder(Identifier)
 _TASK_ID = re.compile(rb'"task_id"\s*:\s*"([^"]+)"')
 
 
-def open_materials_project(root: Path, options: MaterialsProject) -> MaterialsProjectJsonl | MaterialsProjectDelta:
+def open_materials_project(root: AnyPath, options: MaterialsProject) -> MaterialsProjectJsonl | MaterialsProjectDelta:
     """Open a folder of Materials Project data in the layout it has.
 
     Raises:
@@ -90,7 +101,8 @@ class MaterialsProjectJsonl(MaterialsProjectFolder):
         if not files:
             raise SourceError(f"{self.root}: no task files; looked for tasks*/**/*.jsonl.gz")
         names = (f"{SOURCE}/{path.relative_to(self.root).as_posix()}" for path in files)
-        return [Asset(name=name, path=path, size=path.stat().st_size) for name, path in zip(names, files, strict=True)]
+        whole = [Asset(name=name, path=path, size=path.stat().st_size) for name, path in zip(names, files, strict=True)]
+        return in_parts(whole, self.options.split)
 
     def read(self, asset: Asset) -> Iterator[Record]:
         """Stream the tasks of a file; see `Source.read`."""
@@ -100,15 +112,17 @@ class MaterialsProjectJsonl(MaterialsProjectFolder):
                 yield Record(n_frames=0, rejections=(unreadable(asset.name, "the file is empty"),))
             try:
                 for number, line in lines(asset.path):
-                    yield self._record(asset, number, line, facts)
+                    if not asset.part or takes(asset, _identifier(line)):
+                        yield self._record(asset, number, line, facts)
             except DAMAGED as error:
-                detail = f"damaged after line {number}: {error or type(error).__name__}"
-                yield Record(n_frames=0, rejections=(unreadable(asset.name, detail),))
+                if takes(asset, ""):
+                    detail = f"damaged after line {number}: {error or type(error).__name__}"
+                    yield Record(n_frames=0, rejections=(unreadable(asset.name, detail),))
 
     def _record(self, asset: Asset, number: int, line: bytes, facts: Reader) -> Record:
         """Turn one line into one record."""
         try:
-            task = decode_leniently(_TASKS, line)
+            task = decode_leniently(_TASKS, line, Task[Site])
         except ValueError as error:
             found = _TASK_ID.search(line)
             task_id = found[1].decode(errors="replace") if found else None
@@ -126,7 +140,7 @@ class MaterialsProjectJsonl(MaterialsProjectFolder):
         return Record(n_frames=n_frames, trajectories=tuple(trajectories))
 
     def _trajectories(
-        self, asset: Asset, task: Task, task_id: str, calculations: list[Calculation], facts: Facts | None
+        self, asset: Asset, task: Task[Any], task_id: str, calculations: list[Calculation[Any]], facts: Facts | None
     ) -> Iterator[Trajectory]:
         """Build the trajectories of a task from its calculations in chronological order."""
         for group in group_stages(list(_stages(task, calculations, facts))):
@@ -142,19 +156,28 @@ class MaterialsProjectJsonl(MaterialsProjectFolder):
             )
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: AnyPath) -> Iterator[tuple[int, bytes]]:
     """Stream the lines of a JSON Lines file that are not blank, with their numbers from 1.
 
     Raises:
         BadGzipFile, EOFError, isal_zlib.error: the file is damaged from here on (`DAMAGED`).
     """
-    with igzip.open(path, "rb") as file:  # a larger buffer of our own would lose what precedes the damage
+    with igzip.open(readable(path), "rb") as file:  # a larger buffer of our own would lose what precedes the damage
         for number, line in enumerate(file, 1):
             if not line.isspace():
                 yield number, line
 
 
-def _json_lines(root: Path, folder: str) -> list[Path]:
+def _identifier(line: bytes) -> str:
+    """Return the canonical id of the task on a line without reading what else is there, nothing where it has none."""
+    try:
+        task_id = decode(_IDENTIFIERS, line).task_id
+    except (ValueError, RecursionError):
+        return ""
+    return "" if task_id is None else canonical_task_id(str(task_id))
+
+
+def _json_lines(root: AnyPath, folder: str) -> list[AnyPath]:
     """List the JSON Lines files at any depth below folders whose name starts so, without manifests, by name."""
     found = (
         path
@@ -166,24 +189,24 @@ def _json_lines(root: Path, folder: str) -> list[Path]:
     return current(root, found)
 
 
-def _materials(path: Path) -> Iterator[Material]:
+def _materials(path: AnyPath) -> Iterator[Material]:
     """Stream the documents of a materials file; a bad line is logged, and its tasks are left without a material."""
     number = 0
     try:
         for number, line in lines(path):
             try:
-                yield decode_leniently(_MATERIALS, line)
+                yield decode_leniently(_MATERIALS, line, Material)
             except ValueError as error:
                 logger.warning("%s line %d: no materials document (%s)", path, number, error)
     except DAMAGED as error:
         raise SourceError(f"{path}: damaged after line {number} ({error}); fetch it again") from error
 
 
-def _steps(calculation: Calculation) -> Sequence[IonicStep | None]:
+def _steps(calculation: Calculation[Any]) -> Sequence[IonicStep[Any] | None]:
     return (calculation.output.ionic_steps if calculation.output else None) or ()
 
 
-def _stages(task: Task, calculations: Sequence[Calculation], facts: Facts | None) -> Iterator[Stage]:
+def _stages(task: Task[Any], calculations: Sequence[Calculation[Any]], facts: Facts | None) -> Iterator[Stage]:
     """Describe the calculations of a task, with types recomputed for each."""
     of_task = stored_types(task.run_type, task.task_type, task.calc_type)
     of_material = (facts.run_type, facts.task_type) if facts else (None, None)
@@ -212,14 +235,14 @@ def _stages(task: Task, calculations: Sequence[Calculation], facts: Facts | None
         first_step += len(steps)
 
 
-def _species(steps: Sequence[IonicStep | None]) -> list[str]:
+def _species(steps: Sequence[IonicStep[Any] | None]) -> list[str]:
     """Return the element of each run of equal sites, POSCAR's order."""
     structure = next((step.structure for step in steps if step and step.structure), None)
     elements = (site.species[0].element for site in structure.sites if site.species) if structure else ()
     return [element for element, _ in groupby(elements)]
 
 
-def _frames(calculations: Sequence[Calculation]) -> Frames:
+def _frames(calculations: Sequence[Calculation[Any]]) -> Frames:
     """Stack the ionic steps of calculations that make one trajectory."""
     steps = [step or IonicStep() for calculation in calculations for step in _steps(calculation)]
     faults: dict[int, str] = {}
@@ -246,7 +269,7 @@ def _frames(calculations: Sequence[Calculation]) -> Frames:
     )
 
 
-def _magnetic_moments(calculations: Sequence[Calculation], n_frames: int, n_atoms: int) -> FloatArray | None:
+def _magnetic_moments(calculations: Sequence[Calculation[Any]], n_frames: int, n_atoms: int) -> FloatArray | None:
     """Return (n_frames, n_atoms) moments: documents have them for the last frame of a calculation, NaN elsewhere."""
     moments = np.full((n_frames, n_atoms), np.nan)
     end = 0

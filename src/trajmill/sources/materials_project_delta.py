@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from trajmill.elements import SYMBOLS
 from trajmill.errors import SourceError
 from trajmill.sources.base import RELAXATION, Asset, Record
+from trajmill.sources.files import in_parts, takes
 from trajmill.sources.mp_arrow import electronic_ends, electronic_steps, frame_array
 from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import Material, salvage
@@ -42,6 +43,7 @@ from trajmill.sources.mp_trajectories import (
 from trajmill.sources.parquet_tables import DataFile, data_files, rows
 from trajmill.sources.vasp_inputs import CalculationInput, Settings, read_settings
 from trajmill.sources.vasp_types import functional, stored_types
+from trajmill.storage import COLUMNS, readable
 from trajmill.trajectory import IntArray
 
 TRAJECTORIES, TASKS, MATERIALS = Path("core", "trajectories"), Path("core", "tasks"), Path("collections", "materials")
@@ -114,7 +116,8 @@ class MaterialsProjectDelta(MaterialsProjectFolder):
         if not files:
             raise SourceError(f"{self.root}: no Parquet files in {TRAJECTORIES.as_posix()}/")
         prefix = f"{SOURCE}/{TRAJECTORIES.as_posix()}"
-        return [Asset(name=f"{prefix}/{f.name}", path=f.path, size=f.path.stat().st_size) for f in files]
+        whole = [Asset(name=f"{prefix}/{f.name}", path=f.path, size=f.path.stat().st_size) for f in files]
+        return in_parts(whole, self.options.split)
 
     def read(self, asset: Asset) -> Iterator[Record]:
         """Stream the rows of a file; see `Source.read`."""
@@ -122,24 +125,26 @@ class MaterialsProjectDelta(MaterialsProjectFolder):
         partition = DataFile(asset.path, asset.path.relative_to(self.root / TRAJECTORIES).as_posix()).partition
         with self._facts() as facts:
             try:
-                with pq.ParquetFile(asset.path) as parquet:
+                with pq.ParquetFile(readable(asset.path, COLUMNS)) as parquet:
                     for batch in parquet.iter_batches(_BATCH, columns=_columns(parquet)):
                         for i in range(len(batch)):
                             number += 1
                             cells = {name: batch.column(name)[i] for name in batch.schema.names}
-                            yield self._record(asset, number, cells, partition, facts)
+                            identifier = _text("identifier", cells, partition)
+                            if takes(asset, canonical_task_id(identifier or "")):
+                                yield self._record(asset, number, cells, partition, facts)
             except (OSError, pa.ArrowException) as error:
                 if getattr(error, "errno", None):  # the disk's fault, not the file's: to be tried again
                     raise
-                detail = f"damaged after row {number}: {error}"
-                yield Record(n_frames=0, rejections=(unreadable(asset.name, detail),))
+                if takes(asset, ""):
+                    detail = f"damaged after row {number}: {error}"
+                    yield Record(n_frames=0, rejections=(unreadable(asset.name, detail),))
 
     def _record(
         self, asset: Asset, number: int, cells: dict[str, Any], partition: dict[str, str], facts: Reader
     ) -> Record:
         """Turn one row into one record."""
-        values = (cells[name].as_py() if name in cells else partition.get(name) for name in TYPES)
-        identifier, run_type, task_type = (value if value is None else str(value) for value in values)
+        identifier, run_type, task_type = (_text(name, cells, partition) for name in TYPES)
         n_frames = _count(cells)
         atoms = cells["elements"].as_py() if "elements" in cells else None
         if identifier is None or not atoms or not all(n and 0 < n < len(SYMBOLS) for n in atoms):
@@ -219,6 +224,12 @@ def _columns(parquet: pq.ParquetFile) -> list[str]:
     energies = tuple(f".{name}" for name in ELECTRONIC_ENERGIES)
     nested = [leaf for leaf in leaves if leaf.startswith("electronic_steps.") and leaf.endswith(energies)]
     return [*ARRAYS, *TYPES, N_STEPS, LEFT_OUT, *nested]
+
+
+def _text(name: str, cells: dict[str, Any], partition: dict[str, str]) -> str | None:
+    """Return a column of a row as text, from the path where the file does not hold it."""
+    value = cells[name].as_py() if name in cells else partition.get(name)
+    return None if value is None else str(value)
 
 
 def _count(cells: dict[str, Any]) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from trajmill.sources.pymatgen_json import Rows, Structure, decode
+from trajmill.sources.pymatgen_json import AnySite, Rows, Structure, decode
 from trajmill.sources.vasp_inputs import CalculationInput
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
@@ -22,7 +22,7 @@ class ElectronicStep(msgspec.Struct, gc=False):
     e_0_energy: float | None = None
 
 
-class IonicStep(msgspec.Struct, gc=False):
+class IonicStep(msgspec.Struct, Generic[AnySite], gc=False):
     """An ionic step; energies eV, forces eV/A, stress kBar with VASP's sign.
 
     The step's own `e_0_energy` is left out on purpose: for VASP 5 it holds the electronic entropy, not an energy.
@@ -31,7 +31,7 @@ class IonicStep(msgspec.Struct, gc=False):
     e_fr_energy: float | None = None
     forces: Rows | None = None
     stress: Rows | None = None
-    structure: Structure | None = None
+    structure: Structure[AnySite] | None = None
     electronic_steps: list[ElectronicStep | None] | None = None
     num_electronic_steps: Count | None = None
 
@@ -54,34 +54,40 @@ class Outcar(msgspec.Struct, gc=False):
     magnetization: list[Any] | None = None
 
 
-class CalculationOutput(msgspec.Struct, gc=False):
+class CalculationOutput(msgspec.Struct, Generic[AnySite], gc=False):
     """`calcs_reversed[].output`."""
 
-    ionic_steps: list[IonicStep | None] | None = None
+    ionic_steps: list[IonicStep[AnySite] | None] | None = None
     structure: FinalStructure | None = None
     outcar: Outcar | None = None
 
 
-class Calculation(msgspec.Struct, gc=False):
+class Calculation(msgspec.Struct, Generic[AnySite], gc=False):
     """One VASP calculation of a task."""
 
     input: CalculationInput | None = None
-    output: CalculationOutput | None = None
+    output: CalculationOutput[AnySite] | None = None
     run_type: Any = None
     task_type: Any = None
     calc_type: Any = None
     completed_at: Any = None
 
 
-class Task(msgspec.Struct, gc=False):
+class Task(msgspec.Struct, Generic[AnySite], gc=False):
     """A task document; `calcs_reversed` has the last calculation first."""
 
     task_id: str | int | None = None
-    calcs_reversed: list[Calculation | None] | None = None
+    calcs_reversed: list[Calculation[AnySite] | None] | None = None
     run_type: Any = None
     task_type: Any = None
     calc_type: Any = None
     last_updated: Any = None
+
+
+class Identifier(msgspec.Struct, gc=False):
+    """What tells the tasks of a file apart."""
+
+    task_id: str | int | None = None
 
 
 class Origin(msgspec.Struct, gc=False):
@@ -113,25 +119,26 @@ class Material(msgspec.Struct, gc=False):
     last_updated: Any = None
 
 
-def decode_leniently(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+def decode_leniently(decoder: msgspec.json.Decoder[Any], raw: bytes, kind: type[T]) -> T:
     """Decode one document; what is not of its type is lost alone, not the document with it.
 
     Args:
-        decoder: decoder of a document's type.
+        decoder: reads nearly every document.
         raw: one line of a JSON Lines file.
+        kind: type of the document, for those it does not read.
 
     Raises:
         ValueError: not JSON, nested too deeply, or not an object.
     """
     try:
-        return decode(decoder, raw)
+        document: T | None = decode(decoder, raw)
     except msgspec.ValidationError:
-        document: T | None = salvage(json.loads(raw), decoder.type | None)
-        if document is None:
-            raise ValueError("not a document") from None
-        return document
+        document = salvage(json.loads(raw), kind | None)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if document is None:
+        raise ValueError("not a document")
+    return document
 
 
 def salvage(value: Any, kind: Any) -> Any:
@@ -155,10 +162,12 @@ def salvage(value: Any, kind: Any) -> Any:
                 continue
     elif get_origin(kind) is list and isinstance(value, list):
         return [salvage(item, get_args(kind)[0]) for item in value]
-    elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict):
+    elif isinstance(struct := get_origin(kind) or kind, type) and issubclass(struct, msgspec.Struct):
+        if not isinstance(value, dict):
+            raise ValueError(f"not {kind}")
         present = [field for field in msgspec.structs.fields(kind) if field.name in value]
         try:
-            return kind(**{field.name: salvage(value[field.name], field.type) for field in present})
+            return struct(**{field.name: salvage(value[field.name], field.type) for field in present})
         except TypeError as error:
             raise ValueError("a required field is missing") from error
     elif kind is type(None):

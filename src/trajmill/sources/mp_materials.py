@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,9 +24,13 @@ from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import Material
 from trajmill.sources.mp_ids import canonical_task_id
 from trajmill.sources.vasp_types import stored_types
+from trajmill.storage import AnyPath
 
 FACTS_VERSION = 1
 """Raise when the content of an index changes meaning: indexes of other versions are built anew."""
+
+UNUSED = 86_400
+"""Seconds after which an index of other raw files goes: until then, another build may still be reading it."""
 
 PRIMARY_ORIGIN = "structure"
 """The origin that names a material's primary task: its structure is the material's (emmet writes no other)."""
@@ -107,6 +113,7 @@ class Index:
         """
         path = workspace / f"{name}-{hashlib.sha256(f'{FACTS_VERSION} {digest}'.encode()).hexdigest()[:16]}.sqlite"
         if path.exists():
+            _note_use(path)
             return cls(path)
         workspace.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part")
@@ -119,14 +126,22 @@ class Index:
                 connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", encoded)
                 connection.execute(f"CREATE INDEX {table}_by_key ON {table} (key)")
             connection.commit()
-        for outdated in workspace.glob(f"{name}-*.sqlite"):
-            outdated.unlink()
+        for other in workspace.glob(f"{name}-*.sqlite"):
+            if time.time() - other.stat().st_atime > UNUSED:
+                other.unlink()
         aside.replace(path)
         return cls(path)
 
     def open(self) -> Reader:
         """Open the index for reading, as a context manager."""
+        _note_use(self.path)
         return Reader(self.path)
+
+
+def _note_use(index: Path) -> None:
+    """Set the time of access, not that of the content, which is as it was."""
+    with suppress(PermissionError):  # somebody else's
+        os.utime(index, ns=(time.time_ns(), index.stat().st_mtime_ns))
 
 
 class Reader:
@@ -184,7 +199,7 @@ class MaterialsProjectFolder:
         index: what is joined, set by `prepare`.
     """
 
-    root: Path
+    root: AnyPath
     options: MaterialsProject
     index: Index | None = None
 

@@ -1,12 +1,19 @@
-"""Streaming reader of a mysqldump: chosen columns of chosen tables as Arrow tables, without a server."""
+"""Streaming reader of a mysqldump: chosen columns of chosen tables as Arrow tables, without a server.
+
+One thread decompresses, this one cuts the text into statements, and a few parse them: the parser is Arrow's and runs
+without Python's lock. What comes out, and in what order, does not depend on their number.
+"""
 
 from __future__ import annotations
 
 import gzip
+import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import pyarrow as pa
@@ -15,8 +22,11 @@ from isal import igzip, igzip_lib
 from pyarrow import csv
 
 from trajmill.errors import SourceError
+from trajmill.raw import sha256
 from trajmill.sources.files import read_ahead
+from trajmill.storage import AnyPath
 
+_THREADS = min(os.cpu_count() or 1, 8)  # what is not parsing does not keep more of them busy
 _CHUNK = 1 << 16  # small: where gzip data breaks off, igzip loses the chunk it was working on
 _LONGEST_LINE = 1 << 29  # MySQL refuses statements above 1 GB; anything near that is no dump
 _MASK = b"\x01"  # stands for an escaped backslash while the other escapes are undone; text holding it is read exactly
@@ -35,41 +45,70 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A table's columns in the order of its values, and those wanted of it."""
+class Table:
+    """A table's columns in the order of its values, with their types, and those wanted of it."""
 
     name: str
     types: Mapping[str, pa.DataType]
     wanted: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Statement:
+    """The rows of an INSERT as text, `(…),(…)`."""
+
+    table: Table
+    values: bytes
+
+
 class MySQLDump:
-    """A mysqldump, plain or gzipped, read once from front to back in memory bounded by one statement.
+    """A mysqldump, plain or gzipped, read from front to back in memory bounded by some statements.
 
     Columns are found by name in each table's CREATE TABLE, so their order may differ between dumps. Integers come
     as int64, doubles as float64, everything else as text (UTF-8, else latin-1). A row that cannot be read costs that
-    row: it is reported and the rest of its statement is kept. So is the end of a file that was cut off.
+    row: it is reported and the rest of its statement is kept. So is the end of a file that was cut off, once.
 
     Args:
         path: the dump.
         wanted: columns to read, by table.
         report: called with a text for each row that could not be read and once for a file that was cut off.
+        progress: called with the bytes of the file that were read since the last call.
     """
 
-    def __init__(self, path: Path, wanted: Mapping[str, Collection[str]], *, report: Report) -> None:
+    def __init__(
+        self,
+        path: AnyPath,
+        wanted: Mapping[str, Collection[str]],
+        *,
+        report: Report,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.path = path
         self.wanted = wanted
         self.report = report
+        self.progress = progress
         self._damage: str | None = None
+        self._reported = False
 
-    def __iter__(self) -> Iterator[tuple[str, pa.Table]]:
-        """Yield (table name, rows) for each INSERT statement, in the order of the file.
+    def digest(self) -> str:
+        """Digest the file's bytes, which its manifest may know."""
+        return sha256(self.path, self.path.parent)
+
+    def rows(self, *names: str) -> Iterator[tuple[str, pa.Table]]:
+        """Yield (table name, rows) for each INSERT statement of these tables, in the order of the file.
 
         Raises:
             SourceError: not a mysqldump, or a wanted table or column is not in it.
         """
-        tables: dict[str, _Table] = {}
-        for name, statement in self._statements():
+        yield from parse_in_order(self._inserts(names), self.report)
+        if self._damage and not self._reported:
+            self.report(self._damage)
+            self._reported = True
+
+    def _inserts(self, names: Collection[str]) -> Iterator[Statement]:
+        """Yield the INSERT statements of these tables, and see to it that every wanted table is defined."""
+        tables: dict[str, Table] = {}
+        for name, statement in self._statements(names):
             if statement.startswith(b"CREATE"):
                 tables[name] = self._define(name, statement)
             elif name not in tables:
@@ -78,9 +117,7 @@ class MySQLDump:
                     "unknown; make the dump without --no-create-info"
                 )
             else:
-                yield name, self._parse(tables[name], statement)
-        if self._damage:
-            self.report(self._damage)
+                yield self._insert(tables[name], statement)
         if missing := sorted(set(self.wanted) - set(tables)):
             raise SourceError(
                 f"{self.path}: no CREATE TABLE for {', '.join(missing)}; "
@@ -89,14 +126,18 @@ class MySQLDump:
 
     def _chunks(self) -> Iterator[bytes]:
         """Yield the dump's text as it comes, decompressed, up to where it is readable."""
-        size = 0
+        size = seen = 0
         try:
             with self.path.open("rb") as file:
                 zipped = file.read(2) == b"\x1f\x8b"
-            opener = igzip.open if zipped else open
-            for chunk in read_ahead(lambda: cast("BinaryIO", opener(self.path, "rb")), _CHUNK, ahead=64):
-                yield chunk
-                size += len(chunk)
+                file.seek(0)
+                text = cast("BinaryIO", igzip.open(file, "rb") if zipped else file)
+                with closing(cast("Generator[bytes]", read_ahead(lambda: text, _CHUNK, ahead=64))) as chunks:
+                    for chunk in chunks:
+                        yield chunk
+                        size += len(chunk)
+                        before, seen = seen, file.tell() if zipped else size
+                        self.progress(seen - before)
         except (EOFError, gzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]  # isal types the class as an instance
             self._damage = f"the gzip data ends or breaks after {size} bytes of text ({error})"
         except OSError as error:
@@ -123,8 +164,8 @@ class MySQLDump:
             raise SourceError(f"{self.path}: the file is empty; fetch the dump again")
         yield b"".join(head)
 
-    def _statements(self) -> Iterator[tuple[str, bytes]]:
-        """Yield (table, statement) of the wanted tables, each INSERT on one line.
+    def _statements(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield (table, statement): every wanted CREATE TABLE, and each INSERT into the named tables on one line.
 
         A statement ends with a semicolon at a line's end outside of a string, or where another one begins (so that a
         lost quote costs one statement and not the rest of the file).
@@ -137,10 +178,10 @@ class MySQLDump:
                 parts, in_string = [], False
             if not parts:
                 locked = line.startswith(b"LOCK TABLES") or (locked and not line.startswith(b"UNLOCK TABLES"))
-                match = _CREATE.match(line) or _INSERT.match(line)
-                if match is None or (name := match[1].decode("latin-1")) not in self.wanted:
-                    continue
                 create = line.startswith(b"CREATE")
+                match = (_CREATE if create else _INSERT).match(line)
+                if match is None or (name := match[1].decode("latin-1")) not in (self.wanted if create else names):
+                    continue
             in_string ^= _odd_quotes(line)
             parts.append(line)
             if in_string:
@@ -155,55 +196,87 @@ class MySQLDump:
         if parts:
             yield name, b"".join(parts)
 
-    def _define(self, name: str, statement: bytes) -> _Table:
+    def _define(self, name: str, statement: bytes) -> Table:
         """Read a CREATE TABLE."""
-        columns = {column.decode("latin-1"): _type(kind) for column, kind in _COLUMN.findall(statement)}
+        columns = {column.decode("latin-1"): column_type(kind) for column, kind in _COLUMN.findall(statement)}
         if missing := [column for column in self.wanted[name] if column not in columns]:
             raise SourceError(
                 f"{self.path}: table {name} has no column {', '.join(missing)} (it has {', '.join(columns)}); "
                 "is this a mysqldump of OQMD?"
             )
-        return _Table(name, columns, tuple(self.wanted[name]))
+        return Table(name, columns, tuple(self.wanted[name]))
 
-    def _parse(self, table: _Table, statement: bytes) -> pa.Table:
-        """Read the rows of an INSERT; all at once when nothing is wrong with it, else row by row."""
+    def _insert(self, table: Table, statement: bytes) -> Statement:
+        """Take the values out of an INSERT."""
         match = _INSERT.match(statement)
         if match is None:
             self.report(f"statement of table {table.name} cannot be read: {_decode(statement[:80])}")
-            return self._parse_rows(table, b"")
+            return Statement(table, b"")
         if match[2]:  # column names given: they decide the order
             names = [name.strip(b" `").decode("latin-1") for name in match[2][1:-1].split(b",")]
             if missing := sorted(set(table.wanted) - set(names)):
                 raise SourceError(f"{self.path}: an INSERT INTO {table.name} gives no {', '.join(missing)}")
-            table = _Table(table.name, {name: table.types.get(name, pa.binary()) for name in names}, table.wanted)
-        values = statement[match.end() :].rstrip().removesuffix(b";").rstrip()
-        if values[:1] == b"(" and values[-1:] == b")" and _MASK not in values:
-            try:
-                return _parse_at_once(table, values)
-            except pa.ArrowInvalid:
-                pass  # a row is wrong; the exact reader says which
-        return self._parse_rows(table, values)
+            table = Table(table.name, {name: table.types.get(name, pa.binary()) for name in names}, table.wanted)
+        return Statement(table, statement[match.end() :].rstrip().removesuffix(b";").rstrip())
 
-    def _parse_rows(self, table: _Table, values: bytes) -> pa.Table:
-        """Read row by row, exactly, and report the rows that are wrong."""
-        names = list(table.types)
-        places = [names.index(name) for name in table.wanted]
-        good: list[list[int | float | str | None]] = []
-        for text, row in _rows(values):
-            problem = "not closed"
-            if row is not None and len(row) != len(names):
-                problem = f"{len(row)} values for {len(names)} columns"
-            elif row is not None:
-                try:
-                    good.append([_convert(row[i], table.types[names[i]]) for i in places])
-                    continue
-                except ValueError as error:
-                    problem = str(error)
-            self.report(f"row of table {table.name} cannot be read ({problem}): {_decode(text[:80])}")
-        schema = pa.schema([(name, _arrow(table.types[name])) for name in table.wanted])
-        return pa.table(
-            [pa.array([row[i] for row in good], field.type) for i, field in enumerate(schema)], schema=schema
-        )
+
+def parse_in_order(statements: Iterable[Statement], report: Report) -> Iterator[tuple[str, pa.Table]]:
+    """Parse statements in threads and yield (table name, rows) in their order; as many wait as there are threads."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[Future[tuple[str, pa.Table, list[str]]]] = deque()
+        try:
+            for statement in statements:
+                waiting.append(pool.submit(parse, statement))
+                if len(waiting) > _THREADS:
+                    yield _finished(waiting.popleft(), report)
+            while waiting:
+                yield _finished(waiting.popleft(), report)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finished(parsed: Future[tuple[str, pa.Table, list[str]]], report: Report) -> tuple[str, pa.Table]:
+    name, rows, problems = parsed.result()
+    for problem in problems:
+        report(problem)
+    return name, rows
+
+
+def parse(statement: Statement) -> tuple[str, pa.Table, list[str]]:
+    """Read the rows of a statement, all at once when nothing is wrong with it, else row by row.
+
+    Returns:
+        The table's name, its rows, and what is wrong with the rows that could not be read.
+    """
+    table, values = statement.table, statement.values
+    if values[:1] == b"(" and values[-1:] == b")" and _MASK not in values:
+        try:
+            return table.name, _parse_at_once(table, values), []
+        except pa.ArrowInvalid:
+            pass  # a row is wrong; the exact reader says which
+    return table.name, *_parse_rows(table, values)
+
+
+def _parse_rows(table: Table, values: bytes) -> tuple[pa.Table, list[str]]:
+    """Read row by row, exactly, and say which rows are wrong."""
+    names = list(table.types)
+    places = [names.index(name) for name in table.wanted]
+    good: list[list[int | float | str | None]] = []
+    problems: list[str] = []
+    for text, row in _rows(values):
+        problem = "not closed"
+        if row is not None and len(row) != len(names):
+            problem = f"{len(row)} values for {len(names)} columns"
+        elif row is not None:
+            try:
+                good.append([_convert(row[i], table.types[names[i]]) for i in places])
+                continue
+            except ValueError as error:
+                problem = str(error)
+        problems.append(f"row of table {table.name} cannot be read ({problem}): {_decode(text[:80])}")
+    schema = pa.schema([(name, _arrow(table.types[name])) for name in table.wanted])
+    columns = [pa.array([row[i] for row in good], field.type) for i, field in enumerate(schema)]
+    return pa.table(columns, schema=schema), problems
 
 
 def _odd_quotes(line: bytes) -> bool:
@@ -213,7 +286,7 @@ def _odd_quotes(line: bytes) -> bool:
     return line.count(b"'") % 2 == 1
 
 
-def _type(kind: bytes) -> pa.DataType:
+def column_type(kind: bytes) -> pa.DataType:
     """Map a MySQL column type; text is bytes until its encoding is known."""
     name = kind.decode("latin-1").lower()
     return pa.int64() if name in _INTEGERS else pa.float64() if name in _FLOATS else pa.binary()
@@ -223,7 +296,7 @@ def _arrow(kind: pa.DataType) -> pa.DataType:
     return pa.string() if kind == pa.binary() else kind
 
 
-def _parse_at_once(table: _Table, values: bytes) -> pa.Table:
+def _parse_at_once(table: Table, values: bytes) -> pa.Table:
     """Read `(…),(…)` on one line with Arrow's CSV parser.
 
     The text holds no raw newline, so a newline can stand for `),(`: between rows it ends the row, inside a string

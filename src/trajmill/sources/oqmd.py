@@ -1,28 +1,34 @@
-"""OQMD, read from its SQL dump without a server."""
+"""OQMD, read from its SQL dump without a server, or from a MySQL or MariaDB server."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from trajmill import recipe
 from trajmill.errors import SourceError
-from trajmill.raw import current, sha256
+from trajmill.raw import current
 from trajmill.sources.base import Asset, Record
+from trajmill.sources.mysqldump import MySQLDump
 from trajmill.sources.oqmd_entries import Entry, EntryReader, Geometries, calculations_by_entry
-from trajmill.sources.oqmd_import import PARTITION, DuckDBConfig, import_dump
+from trajmill.sources.oqmd_import import COLUMNS, import_tables, lost_rows, read_lost
+from trajmill.sources.oqmd_runs import BLOCK, SCHEMAS, RunReader
+from trajmill.sources.oqmd_server import MySQLServer
+from trajmill.storage import AnyPath
 
-_LAYOUT = 1  # of the DuckDB file; a new number makes old files be imported anew
-_ENTRIES = 500  # looked up at a time: some 30,000 atoms, so that memory depends on neither partition nor dump
-_ATOM_BYTES = 128  # of the dump's text, to compare assets by size
+PARTITION = 40 * BLOCK
+"""Entry ids in a partition, 20,000; part of the assets' names, so never to be changed."""
+
+_LAYOUT = 2  # of the imported files; a new number makes old imports be made anew
+_UNREADABLE = "unreadable"
 _NAME = re.compile(r"qmdb__v(\d+)_(\d+)__(\d\d)(\d{4})\.sql(\.gz)?")
 _RELEASED = re.compile(r"__(0[1-9]|1[0-2])(20\d\d)\b")
-_UNREADABLE = "unreadable"
 
 
 def dump_version(name: str) -> tuple[int, int, int, int] | None:
@@ -31,13 +37,13 @@ def dump_version(name: str) -> tuple[int, int, int, int] | None:
     return (int(found[1]), int(found[2]), int(found[4]), int(found[3])) if found else None
 
 
-def open_oqmd(path: Path, options: recipe.Oqmd) -> Oqmd:
-    """Open a dump, or the newest of the dumps in a folder.
+def open_oqmd(path: AnyPath | recipe.DatabaseAddress, options: recipe.Oqmd) -> Oqmd:
+    """Open a database, a dump, or the newest of the dumps in a folder.
 
     Raises:
         SourceError: the folder holds no published dump.
     """
-    if not path.is_dir():
+    if isinstance(path, recipe.DatabaseAddress) or not path.is_dir():
         return Oqmd(path, options)
     dumps = [(version, dump) for dump in current(path, path.glob("*.sql*")) if (version := dump_version(dump.name))]
     if not dumps:
@@ -47,53 +53,91 @@ def open_oqmd(path: Path, options: recipe.Oqmd) -> Oqmd:
 
 @dataclass(frozen=True)
 class Oqmd:
-    """OQMD's dump, imported once into a DuckDB file in the workspace and read from there by ranges of entry ids.
+    """OQMD's tables, imported once into the workspace and read from there by ranges of entry ids.
 
     Args:
-        dump: the SQL dump, plain or gzipped.
+        dump: the SQL dump, plain or gzipped, or the address of a database that one was loaded into.
         options: the recipe's section.
 
     Attributes:
-        database: the imported file, named after the dump's sha256; set by `prepare`.
+        imported: folder with the imported rows, named after the content of what they are from; set by `prepare`.
     """
 
-    dump: Path
+    dump: AnyPath | recipe.DatabaseAddress
     options: recipe.Oqmd = field(default_factory=recipe.Oqmd)
     name: str = "oqmd"
-    database: Path | None = field(default=None, compare=False)
+    imported: Path | None = field(default=None, compare=False)
 
-    def prepare(self, workspace: Path) -> None:
-        """Import the dump, unless this very dump has been.
+    def prepare(self, workspace: Path, report: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Import the database, unless what is in it has been.
+
+        Args:
+            workspace: folder for the import.
+            report: told from time to time how much of the dump's bytes (of the server's rows) are done, and of how
+                many in all.
 
         Raises:
-            SourceError: there is no such file or it is no mysqldump of OQMD; says what is wrong with it.
+            SourceError: there is no such dump or server, or it is not OQMD's; says what is wrong with it.
         """
-        if not self.dump.is_file():
+        unreadable: list[str] = []
+        if isinstance(self.dump, recipe.DatabaseAddress):
+            with MySQLServer(self.dump, COLUMNS, report=unreadable.append, progress=report) as server:
+                self._import(server, workspace, unreadable)
+        elif self.dump.is_file():
+            done, total = 0, 2 * self.dump.stat().st_size  # it is read twice
+
+            def progress(n_bytes: int) -> None:
+                nonlocal done
+                done += n_bytes
+                report(done, total)
+
+            dump = MySQLDump(self.dump, COLUMNS, report=unreadable.append, progress=progress)
+            self._import(dump, workspace, unreadable)
+        else:
             raise SourceError(
                 f"{self.dump}: no such file; point oqmd.path at the SQL dump, `qmdb__v1_8__022026.sql.gz`"
             )
-        workspace.mkdir(parents=True, exist_ok=True)
-        database = workspace / f"oqmd-{_LAYOUT}-{sha256(self.dump, self.dump.parent)}.duckdb"
-        if not database.exists():
-            import_dump(self.dump, database)
-        object.__setattr__(self, "database", database)  # frozen for everyone else: this is what workers need
+
+    def _import(self, tables: MySQLDump | MySQLServer, workspace: Path, unreadable: list[str]) -> None:
+        folder = workspace / f"oqmd-{_LAYOUT}-{tables.digest()}"
+        if not folder.exists():
+            import_tables(tables, folder, unreadable)
+        object.__setattr__(self, "imported", folder)  # frozen for everyone else: this is what workers need
 
     def assets(self) -> list[Asset]:
-        """List the partitions; one more when rows of the dump could not be read."""
-        with self._connect() as connection:
-            parts = connection.execute("SELECT part, n_atoms FROM partitions").fetchall()
-            [(lost,)] = connection.execute(
-                "SELECT (SELECT count(*) FROM unreadable) + (SELECT count(*) FROM strays)"
-            ).fetchall()
-        sizes = {f"{part * PARTITION:09d}": n_atoms * _ATOM_BYTES for part, n_atoms in parts}
-        assets = [self._asset(f"entries-{first}", first, size) for first, size in sizes.items()]
-        if lost:
+        """List the partitions; one more when rows could not be read."""
+        folder = self._folder()
+        index = RunReader(folder).index
+        parts = pc.divide(index["block"], PARTITION // BLOCK)
+        sizes = pa.table({"part": parts, "bytes": index["bytes"]}).group_by("part").aggregate([("bytes", "sum")])
+        assets = [
+            self._asset(f"entries-{part * PARTITION:09d}", f"{part * PARTITION:09d}", size)
+            for part, size in zip(sizes["part"].to_pylist(), sizes["bytes_sum"].to_pylist(), strict=True)
+        ]
+        if lost := lost_rows(folder):
             assets.append(self._asset(_UNREADABLE, _UNREADABLE, lost))
         return sorted(assets, key=lambda asset: asset.name)
 
     def raw_digest(self, asset: Asset) -> str:
-        """Digest the dump and the partition's name; a new dump is a new digest of every partition."""
-        return hashlib.sha256(f"{self._database().stem}/{asset.part}".encode()).hexdigest()
+        """Digest the asset's raw content.
+
+        A new dump is a new digest of every partition. A database that others write to is digested by its rows, so
+        that only the partitions with changes are built again.
+        """
+        folder = self._folder()
+        if not isinstance(self.dump, recipe.DatabaseAddress):
+            return hashlib.sha256(f"{folder.name}/{asset.part}".encode()).hexdigest()
+        digest = hashlib.sha256(asset.part.encode())
+        if asset.part == _UNREADABLE:
+            for name in ("unreadable", "strays"):
+                digest.update((folder / f"{name}.arrow").read_bytes())
+            return digest.hexdigest()
+        with RunReader(folder) as runs:
+            for block in runs.blocks(int(asset.part), int(asset.part) + PARTITION):
+                for table in SCHEMAS:
+                    for batch in runs.read(table, block).to_batches():
+                        digest.update(batch.serialize())
+        return digest.hexdigest()
 
     def facts_digest(self, task_ids: Iterable[str]) -> str:  # noqa: ARG002  # part of the protocol
         """Nothing is joined."""
@@ -101,20 +145,17 @@ class Oqmd:
 
     def read(self, asset: Asset) -> Iterator[Record]:
         """Stream the entries of a partition in the order of their ids."""
-        reader = EntryReader(asset, self.options)
-        with self._connect() as connection:
-            if asset.part == _UNREADABLE:
-                yield from _unreadable(connection, reader)
-                return
-            first = int(asset.part)
-            ids = connection.execute(
-                "SELECT id FROM entries WHERE id >= ? AND id < ? ORDER BY id", [first, first + PARTITION]
-            ).fetchall()
-            for start in range(0, len(ids), _ENTRIES):
-                chunk = ids[start : start + _ENTRIES]
-                yield from _entries(connection, reader, chunk[0][0], chunk[-1][0])
+        folder, reader = self._folder(), EntryReader(asset, self.options)
+        if asset.part == _UNREADABLE:
+            yield from _unreadable(folder, reader)
+            return
+        with RunReader(folder) as runs:
+            for block in runs.blocks(int(asset.part), int(asset.part) + PARTITION):
+                yield from _entries(runs, block, reader)
 
     def _asset(self, name: str, part: str, size: int) -> Asset:
+        if isinstance(self.dump, recipe.DatabaseAddress):
+            return Asset(name=f"{self.name}/{self.dump.database}/{name}", path=self._folder(), size=size, part=part)
         released = _RELEASED.search(self.dump.name)
         return Asset(
             name=f"{self.name}/{self.dump.name}/{name}",
@@ -124,45 +165,29 @@ class Oqmd:
             modified=f"{released[2]}-{released[1]}" if released else None,
         )
 
-    def _database(self) -> Path:
-        if self.database is None:
+    def _folder(self) -> Path:
+        if self.imported is None:
             raise SourceError(f"{self.dump}: not imported yet; call prepare(workspace) first")
-        return self.database
-
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        """Open the imported file; many workers may do so at once."""
-        config: DuckDBConfig = {"memory_limit": "100MB", "threads": 1, "temp_directory": ""}
-        return duckdb.connect(str(self._database()), read_only=True, config=config)
+        return self.imported
 
 
-def _entries(connection: duckdb.DuckDBPyConnection, reader: EntryReader, first: int, last: int) -> Iterator[Record]:
-    """Read the entries with ids from `first` to `last`, all that belongs to them in four queries."""
-    entries = connection.execute(
-        "SELECT id, duplicate_of_id, known FROM entries WHERE id BETWEEN ? AND ? ORDER BY id", [first, last]
-    ).fetchall()
-    calculations, structures, atoms = (
-        connection.sql(
-            f"SELECT * FROM {table} WHERE entry_id BETWEEN ? AND ? ORDER BY {order}", params=[first, last]
-        ).to_arrow_table()
-        for table, order in (
-            ("calculations", "entry_id, id"),
-            ("structures", "entry_id, id"),
-            ("atoms", "entry_id, structure_id, id"),
-        )
-    )
-    runs = calculations_by_entry(calculations)
-    geometries = Geometries(structures, atoms)
-    for row in entries:
-        entry = Entry(*row)
-        yield reader.record(entry, runs.get(entry.id, ()), geometries)
+def _entries(runs: RunReader, block: int, reader: EntryReader) -> Iterator[Record]:
+    """Read the entries of a block, and those that only calculations speak of."""
+    rows = runs.read("entries", block)
+    duplicates = dict(zip(rows["entry_id"].to_pylist(), rows["duplicate_of_id"].to_pylist(), strict=True))
+    calculations = calculations_by_entry(runs.read("calculations", block))
+    entries = [Entry(id_, duplicates.get(id_), id_ in duplicates) for id_ in sorted({*duplicates, *calculations})]
+    kbar = reader.options.stress == "kbar"
+    geometries = Geometries(runs.read("structures", block), runs.read("atoms", block), kbar=kbar)
+    yield from reader.records(entries, calculations, geometries)
 
 
-def _unreadable(connection: duckdb.DuckDBPyConnection, reader: EntryReader) -> Iterator[Record]:
-    """Turn away rows of the dump that could not be read, and calculations that belong to no entry."""
-    cursor = connection.execute("SELECT detail FROM unreadable")
-    while row := cursor.fetchone():
-        yield Record(n_frames=0, rejections=(reader.rejection(None, "readable", row[0], None),))
-    cursor = connection.execute("SELECT id, label FROM strays")
-    while row := cursor.fetchone():
-        detail = f"entry_id of calculation {row[0]} ({row[1]}) is NULL"
-        yield Record(n_frames=1, rejections=(reader.rejection(None, "relaxation_record", detail, 1),))
+def _unreadable(folder: Path, reader: EntryReader) -> Iterator[Record]:
+    """Turn away rows that could not be read, and calculations that belong to no entry."""
+    for rows in read_lost(folder, "unreadable"):
+        for detail in rows["detail"].to_pylist():
+            yield Record(n_frames=0, rejections=(reader.rejection(None, "readable", detail, None),))
+    for rows in read_lost(folder, "strays"):
+        for number, label in zip(rows["id"].to_pylist(), rows["label"].to_pylist(), strict=True):
+            detail = f"entry_id of calculation {number} ({label}) is NULL"
+            yield Record(n_frames=1, rejections=(reader.rejection(None, "relaxation_record", detail, 1),))

@@ -1,22 +1,28 @@
-"""From OQMD's rows to trajectories: order of the calculations, frames, and what is wrong with an entry."""
+"""From OQMD's rows to trajectories: order of the calculations, frames, and what is wrong with an entry.
+
+The arrays of all entries of a block are made at once, and an entry with nothing odd about it takes its share of them.
+Only the others are put together structure by structure, which says what is wrong.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from trajmill import recipe
-from trajmill.elements import NUMBERS, SYMBOLS, composition, descriptive_formula
+from trajmill.elements import SYMBOLS, composition, descriptive_formula
 from trajmill.sources.base import RELAXATION, Asset, Record, Rejection
 from trajmill.sources.oqmd_import import RELAXATIONS
 from trajmill.sources.oqmd_settings import Settings, read_settings
-from trajmill.trajectory import FloatArray, Trajectory
+from trajmill.trajectory import BoolArray, FloatArray, Trajectory
 from trajmill.units import stress_from_vasp
 
 LICENSE = "CC-BY-4.0"
@@ -58,9 +64,9 @@ class Entry(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """A stored structure: (3, 3) lattice in A as rows, (n, 3) positions in A, (n, 3) forces in eV/A, kBar stress."""
+    """A stored structure: (3, 3) lattice in A as rows, (n, 3) positions in A and forces in eV/A, stress in eV/A^3."""
 
-    numbers: np.ndarray[Any, np.dtype[np.int64]]
+    numbers: NDArray[np.int64]
     lattice: FloatArray
     positions: FloatArray
     forces: FloatArray
@@ -70,63 +76,143 @@ class Geometry(NamedTuple):
     disorder: str | None
 
 
+class Stack(NamedTuple):
+    """The frames of a trajectory as (n_frames, n_atoms, ...) arrays, units as in `Trajectory`, the first unlabelled.
+
+    Attributes:
+        moments: None where no frame has any.
+        disorder: which site is not fully occupied.
+    """
+
+    numbers: NDArray[np.int64]
+    lattice: FloatArray
+    positions: FloatArray
+    forces: FloatArray
+    stress: FloatArray
+    moments: FloatArray | None
+    disorder: str | None
+
+
 class Geometries:
     """The structures of some entries, as arrays of all their atoms.
+
+    Arrays over structures have one row more than there are: the last stands for a structure that is not there.
 
     Args:
         structures: rows of `structures`, sorted by entry and id.
         atoms: rows of `atoms`, sorted by entry, structure and id: the id's order is the sites' order.
+        kbar: whether the stored stress is taken as kBar with VASP's sign; it is unknown otherwise.
     """
 
-    def __init__(self, structures: pa.Table, atoms: pa.Table) -> None:
-        owner, ids = structures["entry_id"].to_pylist(), structures["id"].to_pylist()
-        self._row = {key: row for row, key in enumerate(zip(owner, ids, strict=True))}
-        self._natoms = structures["natoms"].to_pylist()
-        self._lattice = _columns(structures, "x1 x2 x3 y1 y2 y3 z1 z2 z3").reshape(-1, 3, 3)
-        # sxx syy szz sxy syz szx, VASP's own order
-        self._stress = _columns(structures, "sxx syy szz sxy syz szx")[:, [0, 3, 5, 3, 1, 4, 5, 4, 2]].reshape(-1, 3, 3)
-        # both tables have the same order, so atoms of row k come before those of row k + 1
-        pairs = zip(atoms["entry_id"].to_pylist(), atoms["structure_id"].to_pylist(), strict=True)
-        counts = {key: sum(1 for _ in group) for key, group in groupby(pairs)}
-        per_row = np.array([counts.get(key, 0) for key in self._row], np.int64)
-        self._end = np.cumsum(per_row)
-        elements = atoms["element_id"].combine_chunks().dictionary_encode()
-        known = np.array([NUMBERS.get(e, 0) for e in elements.dictionary.to_pylist()] + [0])
-        self._numbers = known[elements.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
-        fractional = _columns(atoms, "x y z")
-        with np.errstate(all="ignore"):  # damaged numbers may be infinite; the geometry rule looks at them
-            self._positions = np.einsum("ni,nij->nj", fractional, np.repeat(self._lattice, per_row, axis=0))
+    def __init__(self, structures: pa.Table, atoms: pa.Table, *, kbar: bool) -> None:
+        keys = list(zip(structures["entry_id"].to_pylist(), structures["id"].to_pylist(), strict=True))
+        self._row: dict[tuple[int, int | None], int] = {key: row for row, key in enumerate(keys)}
+        absent = np.full((1, 3, 3), np.nan)
+        lattice = _columns(structures, "x1 x2 x3 y1 y2 y3 z1 z2 z3").reshape(-1, 3, 3)
+        self._lattice = np.concatenate([lattice, absent])
+        self._stress = np.concatenate([_stress(structures), absent]) if kbar else np.full_like(self._lattice, np.nan)
+        self._numbers = atoms["number"].to_numpy().astype(np.int64)
+        self._fractional = _columns(atoms, "x y z")
         self._forces = _columns(atoms, "fx fy fz")
         self._moments = _columns(atoms, "magmom")[:, 0]
-        self._disordered = _columns(atoms, "occupancy")[:, 0] != 1
         self._atom_ids, self._occupancy = atoms["id"], atoms["occupancy"]
+
+        owner, structure = atoms["entry_id"].to_numpy(), atoms["structure_id"].to_numpy()
+        new = np.ones(len(owner), bool)
+        new[1:] = (np.diff(owner) != 0) | (np.diff(structure) != 0)
+        starts = np.flatnonzero(new)
+        group = {key: k for k, key in enumerate(zip(owner[starts].tolist(), structure[starts].tolist(), strict=True))}
+        groups = np.array([*(group.get(key, -1) for key in keys), -1])
+        self._start = np.append(starts, 0)[groups]
+        self._size = np.append(np.diff(np.append(starts, len(owner))), 0)[groups]
+        self._known, self._ordered, self._magnetic = (
+            np.append(np.logical_and.reduceat(fine, starts), True)[groups]
+            for fine in (self._numbers > 0, _columns(atoms, "occupancy")[:, 0] == 1, ~np.isnan(self._moments))
+        )
+        self._natoms = structures["natoms"].to_pylist()
+        told = np.array([*((-1 if n is None else n) for n in self._natoms), -1])
+        fits = (told == self._size) | np.array([*(n is None for n in self._natoms), True])
+        self._usable = fits & self._known & (self._size > 0)
+
+    def rows(self, entry_id: int, structure_ids: Iterable[int | None]) -> list[int]:
+        """Look up structures of an entry, -1 for one that is not there."""
+        return [self._row.get((entry_id, structure), -1) for structure in structure_ids]
+
+    def stacks(self, trajectories: Sequence[Sequence[int]]) -> list[Stack | None]:
+        """Stack the structures of each trajectory; None where one is not usable or lists other sites than the last.
+
+        Args:
+            trajectories: for each one its frames' structures, as `rows` gives them.
+        """
+        if not trajectories:
+            return []
+        lengths = np.array([len(rows) for rows in trajectories])
+        rows = np.fromiter(chain.from_iterable(trajectories), np.int64, lengths.sum())
+        of = np.repeat(np.arange(len(lengths)), lengths)
+        first = np.cumsum(lengths) - lengths
+        last = (first + lengths - 1)[of]
+        sizes = self._size[rows]
+        alike = np.logical_and.reduceat(self._usable[rows] & (sizes == sizes[last]), first)
+        sizes = np.where(alike[of], sizes, 0)  # of the others no atom is looked at
+        starts = np.cumsum(sizes) - sizes
+        count = np.arange(sizes.sum())
+        atoms = count + np.repeat(self._start[rows] - starts, sizes)
+        numbers = self._numbers[atoms]
+        alike[np.repeat(of, sizes)[numbers != numbers[count + np.repeat(starts[last] - starts, sizes)]]] = False
+
+        unlabelled = np.zeros(len(rows), bool)
+        unlabelled[first] = True
+        without_moments = unlabelled | ~self._magnetic[rows]
+        magnetic = ~np.logical_and.reduceat(without_moments, first)
+        lattice, stress = self._lattice[rows], self._stress[rows]
+        with np.errstate(all="ignore"):  # damaged numbers may be infinite; the geometry rule looks at them
+            positions = np.einsum("ni,nij->nj", self._fractional[atoms], np.repeat(lattice, sizes, axis=0))
+        forces, moments = self._forces[atoms], self._moments[atoms]
+        stress[unlabelled] = forces[np.repeat(unlabelled, sizes)] = moments[np.repeat(without_moments, sizes)] = np.nan
+
+        found: list[Stack | None] = []
+        places = zip(first.tolist(), lengths.tolist(), starts[first].tolist(), sizes[first].tolist(), strict=True)
+        for k, (frame, n_frames, start, n) in enumerate(places):
+            stop, end = frame + n_frames, start + n_frames * n
+            if not alike[k]:
+                found.append(None)
+                continue
+            found.append(
+                Stack(
+                    numbers[start : start + n],
+                    lattice[frame:stop],
+                    positions[start:end].reshape(n_frames, n, 3),
+                    forces[start:end].reshape(n_frames, n, 3),
+                    stress[frame:stop],
+                    moments[start:end].reshape(n_frames, n) if magnetic[k] else None,
+                    next((text for row in trajectories[k] if (text := self._disorder(row))), None),
+                )
+            )
+        return found
 
     def get(self, entry_id: int, structure_id: int | None, role: str) -> Geometry:
         """Return a structure; one without atoms and with a fault when there is no usable one."""
         if structure_id is None:
             return _missing(f"{role} is NULL")
+        name = f"structure {structure_id} ({role})"
         row = self._row.get((entry_id, structure_id))
         if row is None:
-            return _missing(f"structure {structure_id} ({role}) is not in the dump")
-        stop = int(self._end[row])
-        start = int(self._end[row - 1]) if row else 0
-        if start == stop:
-            return _missing(f"structure {structure_id} ({role}) has no atoms")
-        s = slice(start, stop)
-        numbers = self._numbers[s]
-        disorder = None
-        if self._disordered[s].any():
-            atom = start + int(self._disordered[s].argmax())
-            disorder = f"atom {self._atom_ids[atom]} has occupancy {self._occupancy[atom]}"
-        if (natoms := self._natoms[row]) is not None and natoms != len(numbers):
-            fault = f"structure {structure_id} ({role}) has {len(numbers)} atom rows for natoms = {natoms}"
-            return _missing(fault, disorder)
-        if not numbers.all():
-            return _missing(f"structure {structure_id} ({role}) has a site without a known element", disorder)
+            return _missing(f"{name} is not in the dump")
+        start, size = int(self._start[row]), int(self._size[row])
+        disorder = self._disorder(row)
+        if not size:
+            return _missing(f"{name} has no atoms")
+        if self._natoms[row] not in {None, size}:
+            return _missing(f"{name} has {size} atom rows for natoms = {self._natoms[row]}", disorder)
+        if not self._known[row]:
+            return _missing(f"{name} has a site without a known element", disorder)
+        s = slice(start, start + size)
+        with np.errstate(all="ignore"):
+            positions = np.einsum("ni,nij->nj", self._fractional[s], np.repeat(self._lattice[[row]], size, axis=0))
         return Geometry(
-            numbers,
+            self._numbers[s],
             self._lattice[row],
-            self._positions[s],
+            positions,
             self._forces[s],
             self._stress[row],
             self._moments[s],
@@ -134,10 +220,27 @@ class Geometries:
             disorder,
         )
 
+    def _disorder(self, row: int) -> str | None:
+        """Name the first site of a structure that is not fully occupied."""
+        if self._ordered[row]:
+            return None
+        occupancy = self._occupancy.slice(self._start[row], self._size[row]).to_pylist()
+        site = next(site for site, value in enumerate(occupancy) if value != 1)
+        return f"atom {self._atom_ids[int(self._start[row]) + site]} has occupancy {occupancy[site]}"
+
 
 def _columns(table: pa.Table, names: str) -> FloatArray:
     """(n_rows, n_columns) float64, NaN for NULL."""
     return np.stack([table[name].cast(pa.float64()).to_numpy() for name in names.split()], axis=1)
+
+
+def _stress(structures: pa.Table) -> FloatArray:
+    """(n, 3, 3) eV/A^3 from columns in kBar with VASP's sign; all zero means unknown."""
+    # sxx syy szz sxy syz szx, VASP's own order
+    stored = _columns(structures, "sxx syy szz sxy syz szx")[:, [0, 3, 5, 3, 1, 4, 5, 4, 2]].reshape(-1, 3, 3)
+    unknown = ~stored.any(axis=(1, 2), keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return stress_from_vasp(np.where(unknown, np.nan, stored))
 
 
 def _missing(fault: str, disorder: str | None = None) -> Geometry:
@@ -152,6 +255,8 @@ def chronological(calculations: Sequence[Calculation]) -> list[Calculation]:
     before the one that took their label), then id. Relaxations among themselves follow their structures: the one
     whose input is another's output comes after it.
     """
+    if len(calculations) == 1:
+        return list(calculations)
     by_label = sorted(calculations, key=_age)
     waiting = [c for c in by_label if c.label in RELAXATIONS]
     linked: list[Calculation] = []
@@ -184,19 +289,35 @@ class EntryReader:
     asset: Asset
     options: recipe.Oqmd
 
-    def record(self, entry: Entry, calculations: Sequence[Calculation], geometries: Geometries) -> Record:
-        """Make the record of an entry: its relaxation, and every other calculation as a trajectory of its own.
+    def records(
+        self, entries: Sequence[Entry], calculations: Mapping[int, Sequence[Calculation]], geometries: Geometries
+    ) -> Iterator[Record]:
+        """Make the records of some entries: the relaxation, and every other calculation as a trajectory of its own.
 
         The frames counted are one per calculation (its output) and the input of the first relaxation.
+
+        Args:
+            entries: what to make records of, in this order.
+            calculations: calculations by entry.
+            geometries: the structures of these entries' relaxations.
         """
-        runs = chronological(calculations)
-        stages = [(number, run) for number, run in enumerate(runs) if run.label in RELAXATIONS]
-        others = [self._other(entry, n, run) for n, run in enumerate(runs) if run.label not in RELAXATIONS]
-        if not runs:
-            detail = "no calculation at all" if entry.known else "no row in entries and no calculation"
-            return Record(n_frames=0, rejections=(self.rejection(str(entry.id), "relaxation_record", detail, 0),))
-        relaxation = [self._relaxation(entry, stages, geometries)] if stages else []
-        return Record(n_frames=len(runs) + bool(stages), trajectories=(*relaxation, *others))
+        all_runs = [chronological(calculations.get(entry.id, ())) for entry in entries]
+        all_stages = [[(n, run) for n, run in enumerate(runs) if run.label in RELAXATIONS] for runs in all_runs]
+        frames = [
+            geometries.rows(entry.id, (stages[0][1].input_id, *(run.output_id for _, run in stages)))
+            for entry, stages in zip(entries, all_stages, strict=True)
+            if stages
+        ]
+        stacks = iter(geometries.stacks(frames))
+        for entry, runs, stages in zip(entries, all_runs, all_stages, strict=True):
+            if not runs:
+                detail = "no calculation at all" if entry.known else "no row in entries and no calculation"
+                rejection = self.rejection(str(entry.id), "relaxation_record", detail, 0)
+                yield Record(n_frames=0, rejections=(rejection,))
+                continue
+            trajectories = [self._relaxation(entry, stages, geometries, next(stacks))] if stages else []
+            trajectories += [self._other(entry, n, run) for n, run in enumerate(runs) if run.label not in RELAXATIONS]
+            yield Record(n_frames=len(runs) + bool(stages), trajectories=tuple(trajectories))
 
     def rejection(self, task_id: str | None, rule: str, detail: str, n_frames: int | None) -> Rejection:
         """Turn away what no trajectory can be made of."""
@@ -228,20 +349,21 @@ class EntryReader:
         )
 
     def _relaxation(
-        self, entry: Entry, stages: Sequence[tuple[int, Calculation]], geometries: Geometries
+        self, entry: Entry, stages: Sequence[tuple[int, Calculation]], geometries: Geometries, stack: Stack | None
     ) -> Trajectory:
         """Make the trajectory of an entry: the first input, then each relaxation's output."""
         runs = [run for _, run in stages]
         first, last = runs[0], runs[-1]
-        frames = [geometries.get(entry.id, first.input_id, f"input_id of {first.label}")]
-        frames += [geometries.get(entry.id, run.output_id, f"output_id of {run.label}") for run in runs]
+        frames: list[Geometry] = []
+        faults: dict[int, str] = {}
+        if stack is None:
+            frames = [geometries.get(entry.id, first.input_id, f"input_id of {first.label}")]
+            frames += [geometries.get(entry.id, run.output_id, f"output_id of {run.label}") for run in runs]
+            faults = {i: frame.fault for i, frame in enumerate(frames) if frame.fault}
+            stack = _stack(frames, faults)
         settings = [read_settings(run.settings) for run in runs]
         notes: list[str] = []
-        faults = {i: frame.fault for i, frame in enumerate(frames) if frame.fault}
-        numbers = next((f.numbers for f in reversed(frames) if len(f.numbers)), frames[0].numbers)
-        arrays = _stack(frames, numbers, faults)
-        natoms = len(numbers)
-        arrays["forces"][0] = arrays["stress"][0] = arrays["moments"][0] = np.nan
+        natoms = len(stack.numbers)
         known = settings[-1] or Settings(np.nan, -1, "pbe", None, None, None)
         final = next((run.output_id for run in reversed(runs) if run.output_id is not None), f"entry-{entry.id}")
         stage = [0, *range(len(runs))]
@@ -251,48 +373,53 @@ class EntryReader:
             task_id=str(entry.id),
             trajectory_id=f"oqmd-{final}-{known.functional or 'unknown'}",
             immutable_id=f"oqmd-{final}",
-            numbers=numbers,
-            lattice=arrays["lattice"],
-            positions=arrays["positions"],
+            numbers=stack.numbers,
+            lattice=stack.lattice,
+            positions=stack.positions,
             energy=np.array([np.nan, *(_energy(run, natoms, notes) for run in runs)]),
-            forces=arrays["forces"],
-            stress=self._stress(arrays["stress"]),
+            forces=stack.forces,
+            stress=stack.stress,
             relaxation_number=np.array([stages[k][0] for k in stage], np.int32),
             relaxation_step=np.array(_steps(runs, notes), np.int32),
             functional=known.functional,
             run_type=known.run_type,
             task_type=RELAXATION,
-            magnetic_moments=None if np.isnan(arrays["moments"]).all() else arrays["moments"],
+            magnetic_moments=stack.moments,
             encut=np.array([s.encut if (s := settings[k]) else np.nan for k in stage]),
             ispin=np.array([s.ispin if (s := settings[k]) else -1 for k in stage], np.int32),
-            is_input=np.arange(len(frames)) == 0 if self.options.initial_structures else None,
+            is_input=_is_input(len(stage)) if self.options.initial_structures else None,
             hubbard_u=known.hubbard_u,
             potentials=known.potentials,
             license=LICENSE,
             last_modified=self.asset.modified,
             relaxation_converged=None if last.converged is None else bool(last.converged),
-            findings=_findings(entry, runs, settings, frames),
+            findings=_findings(entry, runs, settings, stack.disorder, frames),
             faults=faults,
             notes=tuple(notes),
         )
 
-    def _stress(self, stored: FloatArray) -> FloatArray:
-        """Stored numbers as eV/A^3 where the recipe says that they are kBar; all zero means unknown."""
-        if self.options.stress == "null":
-            return np.full_like(stored, np.nan)
-        unknown = ~stored.any(axis=(1, 2), keepdims=True)
-        with np.errstate(invalid="ignore"):
-            return stress_from_vasp(np.where(unknown, np.nan, stored))
+
+@cache
+def _is_input(n_frames: int) -> BoolArray:
+    first: BoolArray = np.arange(n_frames) == 0
+    return first
 
 
 def _findings(
-    entry: Entry, runs: Sequence[Calculation], settings: Sequence[Settings | None], frames: Sequence[Geometry]
+    entry: Entry,
+    runs: Sequence[Calculation],
+    settings: Sequence[Settings | None],
+    disorder: str | None,
+    frames: Sequence[Geometry],
 ) -> dict[str, str]:
-    """Say what is wrong with an entry, by the rule that may reject it for that."""
+    """Say what is wrong with an entry, by the rule that may reject it for that.
+
+    `frames` is empty where nothing is wrong with the structures.
+    """
     findings: dict[str, str] = {}
     if entry.duplicate_of_id not in {None, entry.id}:
         findings["oqmd_duplicate"] = f"duplicate of entry {entry.duplicate_of_id}"
-    if disorder := next((f.disorder for f in frames if f.disorder), None):
+    if disorder:
         findings["ordered_sites"] = disorder
     if order := _site_order(runs, frames):
         findings["site_order"] = order
@@ -332,20 +459,19 @@ def _record_fault(
             what = "NULL" if run.settings is None else f"no readable dictionary: {run.settings[:40]!r}"
             return f"settings of {run.label} are {what}"
     contents = [np.sort(frame.numbers) for frame in frames]
-    if any(not np.array_equal(contents[0], content) for content in contents):
+    if any(not np.array_equal(contents[0], content) for content in contents[1:]):
         formulas = (descriptive_formula(composition(SYMBOLS[n] for n in content)) for content in contents)
         return f"the composition changes: {', '.join(dict.fromkeys(formulas))}"
     return None
 
 
-def _stack(
-    frames: Sequence[Geometry], numbers: np.ndarray[Any, np.dtype[np.int64]], faults: dict[int, str]
-) -> dict[str, FloatArray]:
-    """Stack the frames' arrays, sites in the order of `numbers`; NaN where a frame has none or other atoms.
+def _stack(frames: Sequence[Geometry], faults: dict[int, str]) -> Stack:
+    """Stack the frames' arrays, sites in the order of the last one's; NaN where a frame has none or other atoms.
 
     Where the elements come in another order the k-th atom of an element is taken as the same one, so that each frame
     is right by itself even if the `site_order` rule is off.
     """
+    numbers = next((f.numbers for f in reversed(frames) if len(f.numbers)), frames[0].numbers)
     n = len(numbers)
     arrays = {
         "lattice": np.full((len(frames), 3, 3), np.nan),
@@ -368,7 +494,15 @@ def _stack(
         arrays["positions"][i], arrays["forces"][i] = frame.positions[order], frame.forces[order]
         if not np.isnan(frame.moments).any():
             arrays["moments"][i] = frame.moments[order]
-    return arrays
+    arrays["forces"][0] = arrays["stress"][0] = arrays["moments"][0] = np.nan
+    moments = arrays.pop("moments")
+    magnetic = not np.isnan(moments).all()
+    return Stack(
+        numbers,
+        **arrays,
+        moments=moments if magnetic else None,
+        disorder=next((f.disorder for f in frames if f.disorder), None),
+    )
 
 
 def _energy(run: Calculation, natoms: int, notes: list[str]) -> float:

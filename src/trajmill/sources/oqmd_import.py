@@ -1,168 +1,180 @@
-"""OQMD's dump into a DuckDB file: the rows that relaxations need, sorted by entry."""
+"""OQMD's tables, from a dump or a server, into sorted runs in the workspace."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
-import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from trajmill.elements import NUMBERS
 from trajmill.errors import SourceError
-from trajmill.sources.mysqldump import MySQLDump
-
-DuckDBConfig = dict[str, str | bool | int | float | list[str]]
-
-PARTITION = 20_000
-"""Entry ids in a partition; part of the assets' names, so never to be changed."""
+from trajmill.sources.oqmd_runs import SCHEMAS, RunWriter
 
 RELAXATIONS = ("coarse_relax", "fine_relax", "relaxation")
 """Labels of calculations that relax, in the order they are run."""
 
-COLUMNS: dict[str, dict[str, str]] = {
-    "atoms": {
-        **dict.fromkeys(("id", "structure_id"), "BIGINT"),
-        "element_id": "VARCHAR",
-        **dict.fromkeys(("x", "y", "z", "fx", "fy", "fz", "magmom", "occupancy"), "DOUBLE"),
-    },
-    "calculations": {
-        "label": "VARCHAR",
-        "settings": "VARCHAR",
-        **dict.fromkeys(("id", "entry_id", "natoms", "input_id", "output_id", "nsteps", "converged"), "BIGINT"),
-        **dict.fromkeys(("energy", "energy_pa"), "DOUBLE"),
-    },
-    "entries": dict.fromkeys(("id", "duplicate_of_id"), "BIGINT"),
-    "structures": {
-        **dict.fromkeys(("id", "natoms"), "BIGINT"),
-        **dict.fromkeys(("x1", "x2", "x3", "y1", "y2", "y3", "z1", "z2", "z3"), "DOUBLE"),
-        **dict.fromkeys(("sxx", "syy", "szz", "sxy", "syz", "szx"), "DOUBLE"),
-    },
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "atoms": ("id", "structure_id", "element_id", "x", "y", "z", "fx", "fy", "fz", "magmom", "occupancy"),
+    "calculations": tuple(SCHEMAS["calculations"].names),
+    "entries": ("id", "duplicate_of_id"),
+    "structures": tuple(SCHEMAS["structures"].names[1:]),
 }
-"""What is read of the dump, and as what."""
+"""What is read of the database."""
 
-_MEMORY = "128MB"  # of DuckDB; with Python, Arrow and one statement of the dump the process stays below 400 MB
-_BATCH = 8 << 20  # bytes per insert
-
-_TABLES = f"""
-CREATE TABLE entries (id BIGINT, duplicate_of_id BIGINT, known BOOLEAN);
-CREATE TABLE calculations AS SELECT * FROM raw.calculations LIMIT 0;
-CREATE TABLE structures AS SELECT id AS entry_id, * FROM raw.structures LIMIT 0;
-CREATE TABLE atoms AS SELECT id AS entry_id, * FROM raw.atoms LIMIT 0;
-CREATE TABLE strays AS SELECT id, label FROM raw.calculations WHERE entry_id IS NULL ORDER BY id;
-CREATE TABLE unreadable AS SELECT detail FROM raw.unreadable;
-CREATE TABLE partitions AS
-  SELECT entry // {PARTITION} AS part, 0::BIGINT AS n_atoms
-  FROM (SELECT id AS entry FROM raw.entries UNION ALL SELECT entry_id FROM raw.calculations)
-  WHERE entry IS NOT NULL GROUP BY part ORDER BY part;
-"""
-
-_PARTITION = f"""
-INSERT INTO calculations
-  SELECT * FROM raw.calculations WHERE entry_id >= {{first}} AND entry_id < {{end}} ORDER BY entry_id, id;
-INSERT INTO entries
-  SELECT coalesce(e.id, c.id), e.duplicate_of_id, e.id IS NOT NULL
-  FROM (SELECT id, any_value(duplicate_of_id) AS duplicate_of_id FROM raw.entries
-        WHERE id >= {{first}} AND id < {{end}} GROUP BY id) e
-  FULL JOIN (SELECT DISTINCT entry_id AS id FROM calculations WHERE entry_id >= {{first}}) c ON c.id = e.id
-  ORDER BY 1;
-CREATE OR REPLACE TEMP TABLE used AS
-  SELECT entry_id, unnest([input_id, output_id]) AS structure_id FROM calculations
-  WHERE entry_id >= {{first}} AND label IN {RELAXATIONS};
-CREATE OR REPLACE TEMP TABLE used AS SELECT DISTINCT * FROM used WHERE structure_id IS NOT NULL;
-INSERT INTO structures
-  SELECT DISTINCT ON (u.entry_id, s.id) u.entry_id, s.*
-  FROM used u JOIN raw.structures s ON s.id = u.structure_id ORDER BY u.entry_id, s.id;
-INSERT INTO atoms
-  SELECT s.entry_id, a.* FROM structures s JOIN raw.atoms a ON a.structure_id = s.id WHERE s.entry_id >= {{first}}
-  ORDER BY s.entry_id, a.structure_id, a.id;
-UPDATE partitions SET n_atoms = (SELECT count(*) FROM atoms WHERE entry_id >= {{first}}) WHERE part = {{part}};
-"""
+_UNREADABLE = pa.schema([("detail", pa.string())])
+_STRAYS = pa.schema([("id", pa.int64()), ("label", pa.string())])
 
 
-def import_dump(dump: Path, database: Path) -> None:
-    """Import a dump.
+class Tables(Protocol):
+    """The database, whether a dump or a server."""
 
-    The tables come in alphabetical order, atoms before all that says which atoms are needed, so everything is taken
-    first and then joined and sorted on disk, partition by partition. The calculations name the structures they use;
-    that is taken as the owner rather than `structures.entry_id`, which other entries' calculations may disagree with.
+    def rows(self, *names: str) -> Iterator[tuple[str, pa.Table]]:
+        """Yield (table name, some of its rows) of these tables with the columns in `COLUMNS`."""
+        ...
+
+
+def import_tables(tables: Tables, folder: Path, unreadable: list[str]) -> None:
+    """Import a database.
+
+    It is read twice: first for the relaxations and the structures they name, then for these structures and their
+    atoms, which come first in a dump. The calculations say whose a structure is rather than `structures.entry_id`,
+    which other entries' calculations may disagree with. Of each structure that relaxations name 16 bytes are held in
+    memory (0.1 GB for all of OQMD), and nothing else that grows with the database.
 
     Args:
-        dump: the SQL dump, plain or gzipped.
-        database: DuckDB file to write; written beside and renamed when it is complete, left-overs of an import that
-            was killed are removed.
+        tables: what to import.
+        folder: folder to write; written beside and renamed when it is complete.
+        unreadable: where `tables` reports what could not be read; taken out from time to time.
 
     Raises:
-        SourceError: `dump` is no mysqldump of OQMD.
+        SourceError: no space for it, or what `tables` raises.
     """
-    aside, raw, spill = (database.with_suffix(f".part-{what}") for what in ("sorted", "raw", "spill"))
-    config: DuckDBConfig = {"memory_limit": _MEMORY, "threads": 2, "temp_directory": str(spill)}
-    _clear(database)
+    aside = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)  # of an import that was killed
+    aside.mkdir(parents=True)
     try:
-        with duckdb.connect(str(aside), config=config) as connection:
-            connection.execute("ATTACH '" + str(raw).replace("'", "''") + "' AS raw")
-            _load(connection, dump)
-            _sort(connection)
-            connection.execute("DETACH raw")
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.rename(database)
-    except duckdb.Error as error:
-        reason = str(error).partition("\n")[0]
-        raise SourceError(f"{dump}: cannot be imported into {database} ({reason}); check that disk's space") from error
+        with RunWriter(aside) as runs, _Lost(aside) as lost:
+            owners = _Owners()
+            for table, rows in tables.rows("calculations", "entries"):
+                if table == "calculations":
+                    rows = _of_relaxations(rows, owners)
+                    lost.strays(rows.filter(pc.is_null(rows["entry_id"])))
+                else:
+                    rows = rows.rename_columns(SCHEMAS["entries"].names)
+                runs.add(table, rows.filter(pc.is_valid(rows["entry_id"])))
+                lost.unreadable(unreadable)
+            owners.sort()
+            for table, rows in tables.rows("structures", "atoms"):
+                if table == "structures":
+                    runs.add(table, owners.assign(rows, "id"))
+                else:
+                    runs.add(table, owners.assign(_numbered(rows), "structure_id"))
+                lost.unreadable(unreadable)
+            lost.unreadable(unreadable)
+            runs.close()
+        for file in aside.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        aside.rename(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SourceError(f"{folder}: cannot be written ({reason}); check that disk's space") from error
     finally:
-        _clear(database)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _clear(database: Path) -> None:
-    """Remove what an import left beside the database."""
-    for leftover in database.parent.glob(f"{database.stem}.part*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+def lost_rows(folder: Path) -> int:
+    """Count the rows that could not be read and the calculations that belong to no entry."""
+    return sum(rows.num_rows for name in ("unreadable", "strays") for rows in read_lost(folder, name))
 
 
-def _load(connection: duckdb.DuckDBPyConnection, dump: Path) -> None:
-    """Copy the dump's rows as they come."""
-    for table, columns in {**COLUMNS, "unreadable": {"detail": "VARCHAR"}}.items():
-        names = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-        connection.execute(f"CREATE TABLE raw.{table} ({names})")
-    unreadable: list[str] = []
-    for table, rows in _batches(MySQLDump(dump, COLUMNS, report=unreadable.append)):
-        _insert(connection, table, rows)
-        if len(unreadable) > 10_000:
-            _insert(connection, "unreadable", pa.table({"detail": unreadable}))
-            unreadable.clear()
-    _insert(connection, "unreadable", pa.table({"detail": pa.array(unreadable, pa.string())}))
+def read_lost(folder: Path, name: str) -> Iterator[pa.RecordBatch]:
+    """Yield what could not be read (`unreadable`: detail) or belongs to no entry (`strays`: id, label)."""
+    with pa.ipc.open_stream(folder / f"{name}.arrow") as batches:
+        yield from batches
 
 
-def _sort(connection: duckdb.DuckDBPyConnection) -> None:
-    """Put each partition's rows in order, one after the other, so that memory does not grow with the dump."""
-    connection.execute(_TABLES)
-    for (part,) in connection.execute("SELECT part FROM partitions ORDER BY part").fetchall():
-        first = part * PARTITION
-        connection.execute(_PARTITION.format(part=part, first=first, end=first + PARTITION))
+class _Lost:
+    """Writes what no entry can be made of."""
+
+    def __init__(self, folder: Path) -> None:
+        with ExitStack() as opened:
+            self._unreadable, self._strays = (
+                opened.enter_context(pa.ipc.new_stream(folder / f"{name}.arrow", schema))
+                for name, schema in (("unreadable", _UNREADABLE), ("strays", _STRAYS))
+            )
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> _Lost:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def unreadable(self, details: list[str]) -> None:
+        if details:
+            self._unreadable.write_table(pa.table([details], schema=_UNREADABLE))
+            details.clear()
+
+    def strays(self, calculations: pa.Table) -> None:
+        if len(calculations):
+            self._strays.write_table(calculations.select(_STRAYS.names))
 
 
-def _batches(dump: Iterable[tuple[str, pa.Table]]) -> Iterator[tuple[str, pa.Table]]:
-    """Join the rows of small statements; a table's rows are together in a dump."""
-    waiting: list[pa.Table] = []
-    for table, group in groupby(dump, key=itemgetter(0)):
-        for _, some in group:
-            waiting.append(some)
-            if sum(rows.nbytes for rows in waiting) >= _BATCH:
-                yield table, pa.concat_tables(waiting)
-                waiting.clear()
-        if waiting:
-            yield table, pa.concat_tables(waiting)
-            waiting.clear()
+class _Owners:
+    """Which entries' relaxations use a structure."""
+
+    def __init__(self) -> None:
+        self._pairs: list[NDArray[np.int64]] = []
+        self._structures = self._entries = np.empty(0, np.int64)
+
+    def add(self, entries: pa.ChunkedArray, structures: pa.ChunkedArray) -> None:
+        known = pc.and_(pc.is_valid(entries), pc.is_valid(structures))
+        self._pairs.append(np.stack([structures.filter(known).to_numpy(), entries.filter(known).to_numpy()]))
+
+    def sort(self) -> None:
+        """Sort what was added, so that it can be looked up."""
+        if self._pairs:
+            structures, entries = np.concatenate(self._pairs, axis=1)
+            self._pairs.clear()
+            order = np.lexsort((entries, structures))
+            structures, entries = structures[order], entries[order]
+            new = np.ones(len(order), bool)
+            new[1:] = (np.diff(structures) != 0) | (np.diff(entries) != 0)
+            self._structures, self._entries = structures[new], entries[new]
+
+    def assign(self, rows: pa.Table, key: str) -> pa.Table:
+        """Put `entry_id` before the rows, once for each entry that uses them; others go."""
+        rows = rows.filter(pc.is_valid(rows[key]))
+        ids = rows[key].to_numpy()
+        first = np.searchsorted(self._structures, ids)
+        owners = np.searchsorted(self._structures, ids, side="right") - first
+        ends = np.cumsum(owners)
+        which = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + owners, owners)
+        rows = rows.take(pa.array(np.repeat(np.arange(len(ids)), owners)))
+        return rows.add_column(0, "entry_id", pa.array(self._entries[which]))
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:
-    columns = ", ".join(rows.column_names)
-    if table == "calculations":  # the settings of other calculations are never looked at, and are most of the table
-        columns = columns.replace("settings", f"CASE WHEN label IN {RELAXATIONS} THEN settings END")
-    connection.register("batch", rows)
-    connection.execute(f"INSERT INTO raw.{table} SELECT {columns} FROM batch")
-    connection.unregister("batch")
+def _of_relaxations(calculations: pa.Table, owners: _Owners) -> pa.Table:
+    """Note the structures of relaxations; forget the settings of all else, most of the table that nobody looks at."""
+    relaxing = pc.is_in(calculations["label"], pa.array(RELAXATIONS))
+    for role in ("input_id", "output_id"):
+        owners.add(calculations["entry_id"].filter(relaxing), calculations[role].filter(relaxing))
+    settings = pc.if_else(relaxing, calculations["settings"], pa.scalar(None, pa.string()))
+    return calculations.set_column(calculations.schema.get_field_index("settings"), "settings", settings)
+
+
+def _numbered(atoms: pa.Table) -> pa.Table:
+    """Write elements as atomic numbers, at their place in the schema."""
+    elements = atoms["element_id"].combine_chunks().dictionary_encode()
+    known = pa.array([NUMBERS.get(element, 0) for element in elements.dictionary.to_pylist()], pa.uint8())
+    numbers = known.take(elements.indices).fill_null(0)
+    return atoms.append_column("number", numbers).select(SCHEMAS["atoms"].names[1:])

@@ -10,13 +10,14 @@ from urllib.parse import unquote
 
 from trajmill.errors import SourceError
 from trajmill.raw import current, sha256
+from trajmill.storage import COLUMNS, AnyPath, ObjectPath, StorageError, delta_options, readable
 
 
 @dataclass(frozen=True)
 class DataFile:
     """A Parquet file of a table; `name` is its path inside the table."""
 
-    path: Path
+    path: AnyPath
     name: str
 
     @property
@@ -26,7 +27,7 @@ class DataFile:
         return {key: unquote(value) for key, equals, value in (f.partition("=") for f in folders) if equals}
 
 
-def data_files(root: Path, place: Path) -> tuple[list[DataFile], str]:
+def data_files(root: AnyPath, place: Path) -> tuple[list[DataFile], str]:
     """List the files of a table.
 
     Args:
@@ -50,7 +51,8 @@ def data_files(root: Path, place: Path) -> tuple[list[DataFile], str]:
     from deltalake.exceptions import DeltaError
 
     try:
-        delta = DeltaTable(table)
+        options = delta_options() if isinstance(table, ObjectPath) else None
+        delta = DeltaTable(str(table), storage_options=options)
         if pa.table(delta.deletion_vectors()).num_rows:
             raise SourceError(f"{table}: has deletion vectors; rewrite the table without them (OPTIMIZE, purge)")
         names = sorted(unquote(path) for path in pa.table(delta.get_add_actions())["path"].to_pylist())
@@ -75,9 +77,11 @@ def rows(files: Iterable[DataFile], columns: list[str], batch_size: int = 256) -
 
     for file in files:
         try:
-            with pq.ParquetFile(file.path) as parquet:
+            with pq.ParquetFile(readable(file.path, COLUMNS)) as parquet:
                 for batch in parquet.iter_batches(batch_size, columns=columns):
                     for row in batch.to_pylist(maps_as_pydicts="lossy"):
                         yield file.partition | row
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{file.path}: damaged ({error}); fetch it again") from error
