@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench compare soak clean
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: $(VENV)/.ase  ## build, release and read the small samples in tests/data
 	@BIN=$(BIN) sh examples/demo.sh
@@ -28,6 +28,12 @@ docs: $(VENV)/.docs  ## regenerate the generated tables and build the pages into
 
 bench: $(VENV)/.bench  ## measure speed on generated data; ARGS="--frames 10000" for a quick one
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+compare: $(VENV)/.bench  ## hold trajmill against a pipeline with an object per frame; needs PostgreSQL and MariaDB
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
+
+soak: $(VENV)/.bench  ## build a million frames while processes are killed; ARGS="--frames 20000" for a quick one
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean:  ## remove everything that these commands made
 	rm -rf $(VENV) demo site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,15 +1,15 @@
-"""Measure what a frame costs, stage by stage, and how a build behaves as its input grows.
+"""Measure what a frame costs, stage by stage, and how a build behaves as its input and its workers grow.
 
-    python benchmarks/bench.py [--frames 10000 100000 1000000] [--sources alexandria mp oqmd] [--json FILE]
+    python benchmarks/bench.py [--frames 10000 100000 1000000] [--sources alexandria mp oqmd]
+                               [--only stages builds scaling] [--save]
 
-For each size and source a corpus is generated once (`make_corpus.py`, kept in `benchmarks/corpus`), then three things
-run, each in a process of its own:
+For each size and source a corpus is generated once (`make_corpus.py`, kept in `benchmarks/corpus`), then there run,
+each in a process of its own:
 
-- `stages`: the pipeline's own functions over the corpus, CPU time per stage. Alexandria's decompression is what the
-  thread beside the parser spent; elsewhere it is measured alone and taken off the stage that does it;
-- `build`: `trajmill.build` with one worker: wall time, CPU time of the worker, its peak memory, bytes on disk;
-- `baseline` (smallest size, Alexandria): the same frames through `json` and pymatgen's `Structure.from_dict`, as
-  object-per-frame pipelines do, to compare the cost of reading.
+- `stages`: the pipeline in this process, asset by asset, with a clock around the functions it calls: CPU time per
+  stage. What threads beside it spend (Alexandria's decompression, Arrow) is a stage of its own;
+- `builds`: `trajmill.build` with one worker: wall time, CPU time of worker and parent, peak memory, bytes on disk;
+- `scaling`: all sources of one corpus (the second largest size) in one build, with one worker and with two.
 
 CPU time is what to look at; wall time depends on what else the machine does.
 """
@@ -17,286 +17,204 @@ CPU time is what to look at; wall time depends on what else the machine does.
 from __future__ import annotations
 
 import argparse
-import bz2
-import contextlib
 import json
-import os
-import platform
 import resource
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-CORPUS = HERE / "corpus"
-STAGES = ("prepare", "decompress", "parse", "curate", "symmetry", "correction", "encode", "write", "other")
+import measuring
 
-
-def corpus(frames: int) -> Path:
-    """Generate the corpus of this size unless it is there."""
-    folder = CORPUS / f"{frames}"
-    if not (folder / "corpus.json").exists():
-        print(f"generating {folder.name} frames a source ...", file=sys.stderr, flush=True)
-        subprocess.run(
-            [sys.executable, HERE / "make_corpus.py", folder, "--frames", str(frames)],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-    return folder
-
-
-def source_path(name: str, folder: Path) -> Path:
-    return next((folder / name).glob("*.sql.gz")) if name == "oqmd" else folder / name
-
-
-def recipe_of(name: str, folder: Path, store: Path) -> Any:
-    from trajmill.recipe import load
-
-    return load(settings=[f"{name}.path='{source_path(name, folder)}'", f"store.path='{store}'", "engine.workers=1"])
+STAGES = ("prepare", "parse", "curate", "symmetry", "correction", "encode", "write", "commit", "other", "threads")
+TARGETS = {"alexandria": 200, "mp": 200, "oqmd": 150}
+"""CPU us per frame that a whole build may take."""
+MOST_MB = 400
+MOST_BYTES = 280
+WORKERS = (1, 2)
 
 
 class Clock:
-    """CPU time of the main thread, handed to named stages, and that of all other threads together."""
+    """CPU time of the main thread, handed to the stage it is in."""
 
     def __init__(self) -> None:
         self.spent: Counter[str] = Counter()
-        self.last = self.first = time.thread_time()
-        self.process = time.process_time()
+        self._stage = "other"
+        self._last = time.thread_time()
 
-    def to(self, stage: str) -> None:
-        now = time.thread_time()
-        self.spent[stage] += now - self.last
-        self.last = now
+    def _to(self, stage: str) -> str:
+        now, before = time.thread_time(), self._stage
+        self.spent[before] += now - self._last
+        self._last, self._stage = now, stage
+        return before
 
-    def other_threads(self) -> float:
-        """Return their CPU seconds since the last call."""
-        now, process = time.thread_time(), time.process_time()
-        spent = (process - self.process) - (now - self.first)
-        self.first, self.process = now, process
-        return spent
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Be in a stage; one within another counts for itself alone."""
+        before = self._to(name)
+        try:
+            yield
+        finally:
+            self._to(before)
+
+    def watch(self, owner: Any, name: str, stage: str) -> None:
+        """Put a function that others look up at its owner, a module or a class, behind the clock.
+
+        Of one that yields, what it does between two values counts.
+        """
+        function: Callable[..., Any] = getattr(owner, name)
+
+        @wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with self.stage(stage):
+                value = function(*arguments, **options)
+            return self._each(value, stage) if isinstance(value, Iterator) else value
+
+        setattr(owner, name, timed)
+
+    def _each(self, values: Iterator[Any], stage: str) -> Iterator[Any]:
+        end = object()
+        while True:
+            with self.stage(stage):
+                value = next(values, end)
+            if value is end:
+                return
+            yield value
 
 
 def measure_stages(name: str, folder: Path) -> dict[str, Any]:
-    """Run the pipeline's functions over a corpus and say what each costs in CPU us per frame."""
-    import gc
+    """Run the pipeline over a corpus and say what each of its steps costs in CPU us per frame."""
+    import pymatgen.analysis.structure_analyzer  # takes a worker seconds once, not every frame
+    import pymatgen.entries.compatibility  # noqa: F401
 
-    from trajmill.annotation import cross_compatibility, energy_corrected, space_groups
-    from trajmill.annotation.energy_correction import _scheme
-    from trajmill.codec import encode, encode_rejections
-    from trajmill.curation import curate
-    from trajmill.pipeline import BATCH_SIZE
+    from trajmill import annotation, pipeline
     from trajmill.sources import open_sources
-    from trajmill.stores.delta import DeltaWriter
+    from trajmill.stores import open_store
+    from trajmill.stores.base import Balance
 
-    _scheme()  # importing pymatgen takes a worker seconds once, not every frame
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = recipe_of(name, folder, Path(scratch) / "store")
+        recipe = measuring.recipe_of((name,), folder, Path(scratch) / "store")
         (source,) = open_sources(recipe)
-        clock = Clock()
-        source.prepare(Path(scratch) / "work")
-        clock.to("prepare")
-        clock.spent["prepare"] += clock.other_threads()
-        frames = kept = 0
-        gc.disable()
-        for asset in source.assets():
-            writer = DeltaWriter(Path(scratch), asset.name)
-            batch, atoms, rejections = [], 0, []
-            clock.to("other")
-            for record in source.read(asset):
-                clock.to("parse")
-                frames += record.n_frames
-                rejections += record.rejections
-                for trajectory in record.trajectories:
-                    t, lost = curate(trajectory, recipe.rules)
-                    rejections += lost
-                    clock.to("curate")
-                    if t is None:
-                        continue
-                    groups = space_groups(t.lattice, t.positions, t.numbers)
-                    clock.to("symmetry")
-                    corrected, _ = energy_corrected(t)
-                    clock.to("correction")
-                    t = replace(
-                        t, space_group=groups, energy_corrected=corrected, cross_compatibility=cross_compatibility(t)
-                    )
-                    t = t.select(t.labelled)
-                    if len(t):
-                        batch.append(t)
-                        kept += len(t)
-                        atoms += len(t) * t.n_atoms
-                clock.to("other")
-                if atoms > BATCH_SIZE:
-                    rows = encode(batch)
-                    clock.to("encode")
-                    writer.write("frame", rows)
-                    clock.to("write")
-                    batch, atoms = [], 0
-            clock.to("parse")
-            if batch:
-                rows = encode(batch)
-                clock.to("encode")
-                writer.write("frame", rows)
-            if rejections:
-                writer.write("rejection", encode_rejections(rejections))
-            writer.close("0" * 64, {})
-            clock.to("write")
-    spent = dict(clock.spent)
-    if name == "alexandria":  # decompressed in a thread of its own
-        spent["decompress"] = clock.other_threads()
-    else:
-        spent["decompress"] = decompression(name, folder)
-        spent["prepare" if name == "oqmd" else "parse"] -= spent["decompress"]
-    per_frame = {stage: round(1e6 * spent.get(stage, 0.0) / frames, 1) for stage in STAGES}
-    return {"frames": frames, "kept": kept, "us_per_frame": per_frame, "sum": round(sum(per_frame.values()), 1)}
+        store = open_store(recipe.store.path, create=True)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        clock, begin, thread = Clock(), time.process_time(), time.thread_time()
+        with clock.stage("prepare"):
+            source.prepare(Path(scratch) / "work")
+            assets = source.assets()
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
+        clock.spent["prepare"] += (begun.ru_utime + begun.ru_stime) - (used.ru_utime + used.ru_stime)
+        clock.watch(type(source), "read", "parse")
+        clock.watch(pipeline, "curate", "curate")
+        clock.watch(annotation, "analyse", "symmetry")
+        clock.watch(annotation, "energy_corrected", "correction")
+        clock.watch(pipeline, "encode", "encode")
+        clock.watch(pipeline, "encode_rejections", "encode")
+        for step in ("write", "close"):
+            clock.watch(type(store.writer("")), step, "write")
+        clock.watch(type(store), "commit", "commit")
+        balance = Balance()
+        for asset in assets:
+            built = pipeline.build_asset(pipeline.Job(source, asset, recipe, store.address))
+            assert not isinstance(built, pipeline.Unchanged)
+            store.commit(built)
+            balance += built.balance
+        with clock.stage("done"):
+            clock.spent["threads"] = (time.process_time() - begin) - (time.thread_time() - thread)
+    costs = {stage: round(1e6 * clock.spent[stage] / balance.frames, 1) for stage in STAGES}
+    return {"frames": balance.frames, "kept": balance.kept, "us_per_frame": costs, "sum": round(sum(costs.values()), 1)}
 
 
-def decompression(name: str, folder: Path) -> float:
-    """CPU seconds to decompress all files of a source and do nothing with them."""
-    from isal import igzip
-
-    begin = time.process_time()
-    for file in sorted((folder / name).rglob("*.gz")):
-        with igzip.open(file) as stream:
-            while stream.read(1 << 20):
-                pass
-    return time.process_time() - begin
-
-
-class WorkerPeak(threading.Thread):
-    """Watches the peak memory of this process's workers, MB.
-
-    `getrusage` would do, were it not that a child begins with its parent's peak.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0.0
-
-    def run(self) -> None:
-        while True:
-            for status in Path("/proc").glob("[0-9]*/status"):
-                with contextlib.suppress(OSError):  # it has ended
-                    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-                    if int(fields["PPid"]) == os.getpid() and "VmHWM" in fields:
-                        self.peak = max(self.peak, int(fields["VmHWM"].split()[0]) / 1024)
-            time.sleep(0.5)
-
-
-def measure_build(name: str, folder: Path) -> dict[str, Any]:
-    """Run a whole build with one worker."""
+def measure_build(names: str, folder: Path, workers: int) -> dict[str, Any]:
+    """Run a whole build."""
     import trajmill
 
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "store"
-        watch = WorkerPeak()
+        watch = measuring.WorkerPeaks()
         watch.start()
         begin, cpu = time.perf_counter(), time.process_time()
-        summary = trajmill.build(recipe_of(name, folder, store))
+        summary = trajmill.build(measuring.recipe_of(tuple(names.split(",")), folder, store, workers))
         wall, parent = time.perf_counter() - begin, time.process_time() - cpu
-        worker = resource.getrusage(resource.RUSAGE_CHILDREN)
-        size = sum(f.stat().st_size for f in store.glob("role=frame/**/*.parquet"))
-        inputs = sum(f.stat().st_size for f in store.glob("role=input/**/*.parquet"))
-    b = summary.balance
-    frames = b.frames
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        rows = [f for role in ("frame", "input") for f in store.glob(f"role={role}/**/*.parquet")]
+        size = sum(f.stat().st_size for f in rows)
+    if summary.failed:
+        sys.exit(f"failed: {summary.failed}")
+    balance = summary.balance
+    frames = balance.frames
     return {
+        "workers": workers,
+        "assets": len(summary.built),
         "frames": frames,
-        "kept": b.kept,
-        "rejected": dict(b.rejected),
+        "kept": balance.kept,
+        "rejected": dict(balance.rejected),
+        "wall_s": round(wall, 1),
         "frames_per_s": round(frames / wall),
-        "cpu_us_per_frame": round(1e6 * (worker.ru_utime + worker.ru_stime + parent) / frames, 1),
+        "cpu_us_per_frame": round(1e6 * (used.ru_utime + used.ru_stime + parent) / frames, 1),
         "parent_cpu_us_per_frame": round(1e6 * parent / frames, 1),
-        "worker_peak_mb": round(watch.peak),
-        "parent_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "bytes_per_frame": round((size + inputs) / max(b.kept, 1), 1),
+        "worker_peaks_mb": sorted(map(round, watch.by_worker.values())),
+        "parent_peak_mb": round(measuring.peak_mb()),
+        "bytes_per_frame": round(size / max(balance.kept, 1), 1),
     }
 
 
-def measure_baseline(name: str, folder: Path) -> dict[str, Any]:
-    """Read Alexandria's frames as objects, one pymatgen Structure each."""
-    from pymatgen.core import Structure
-
-    frames = 0
-    begin = time.process_time()
-    for file in sorted((folder / name).rglob("*.bz2")):
-        for runs in json.loads(bz2.decompress(file.read_bytes())).values():
-            for run in runs:
-                for step in run["steps"]:
-                    Structure.from_dict(step["structure"])
-                    frames += 1
-    cpu = time.process_time() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"frames": frames, "read_us_per_frame": round(1e6 * cpu / frames, 1), "peak_mb": round(peak)}
-
-
-MEASUREMENTS = {"stages": measure_stages, "build": measure_build, "baseline": measure_baseline}
-
-
-def in_process_of_its_own(what: str, name: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", what, name, str(folder)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return result
-
-
-def show(results: list[dict[str, Any]]) -> None:
-    print("\nCPU us per frame by stage")
-    print(f"{'source':<12}{'frames':>9}" + "".join(f"{s:>12}" for s in STAGES) + f"{'sum':>9}")
-    for r in results:
-        stages = r["stages"]
-        costs = "".join(f"{stages['us_per_frame'][s]:>12}" for s in STAGES)
-        print(f"{r['source']:<12}{stages['frames']:>9}{costs}{stages['sum']:>9}")
-    print("\nwhole build, one worker")
-    keys = (
-        "frames_per_s",
-        "cpu_us_per_frame",
-        "parent_cpu_us_per_frame",
-        "worker_peak_mb",
-        "parent_peak_mb",
-        "bytes_per_frame",
-    )
-    print(f"{'source':<12}{'frames':>9}" + "".join(f"{k:>25}" for k in keys))
-    for r in results:
-        print(f"{r['source']:<12}{r['build']['frames']:>9}" + "".join(f"{r['build'][k]:>25}" for k in keys))
-    for r in results:
-        if baseline := r.get("baseline"):
-            stages = r["stages"]["us_per_frame"]
-            ours, theirs = stages["decompress"] + stages["parse"], baseline["read_us_per_frame"]
-            print(
-                f"\nreading, {r['source']}, {baseline['frames']} frames: {ours:.1f} us per frame; "
-                f"json and pymatgen Structures {theirs:.1f} us, {theirs / ours:.1f} times as much"
-            )
+def show(rows: list[dict[str, Any]], *keys: str) -> None:
+    """Print results, the nested ones spread out."""
+    for row in rows:
+        cells = {key: row[key] for key in keys} | row.get("us_per_frame", {})
+        print("  " + ", ".join(f"{key} {value}" for key, value in cells.items()), flush=True)
 
 
 def main() -> None:
+    measuring.tidy_when_ended()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--sources", nargs="+", default=["alexandria", "mp", "oqmd"])
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--measure", nargs=3, metavar=("WHAT", "SOURCE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--sources", nargs="+", choices=measuring.SOURCES, default=list(measuring.SOURCES))
+    parser.add_argument("--only", nargs="+", choices=["stages", "builds", "scaling"])
+    parser.add_argument("--save", action="store_true", help="keep the results for the documentation")
+    parser.add_argument("--measure", nargs=4, metavar=("WHAT", "SOURCE", "FOLDER", "WORKERS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        what, name, folder = arguments.measure
-        print(json.dumps(MEASUREMENTS[what](name, Path(folder))))
+        what, names, folder, workers = arguments.measure
+        stages = what == "stages"
+        result = measure_stages(names, Path(folder)) if stages else measure_build(names, Path(folder), int(workers))
+        print(json.dumps(result))
         return
-    results = []
-    for frames in arguments.frames:
-        folder = corpus(frames)
-        for name in arguments.sources:
-            print(f"measuring {name}, {frames} frames ...", file=sys.stderr, flush=True)
-            result: dict[str, Any] = {"source": name, "corpus": frames}
-            result |= {what: in_process_of_its_own(what, name, folder) for what in ("stages", "build")}
-            if name == "alexandria" and frames == min(arguments.frames):
-                result["baseline"] = in_process_of_its_own("baseline", name, folder)
-            results.append(result)
-    show(results)
-    if arguments.json:
-        machine = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+    def measure(what: str, names: str, frames: int, workers: int = 1) -> dict[str, Any]:
+        print(f"{what}: {names}, {frames:,} frames a source, {workers} worker(s) ...", file=sys.stderr, flush=True)
+        found = measuring.call(__file__, "--measure", what, names, measuring.corpus(frames), workers)
+        return {"source": names, "corpus": frames, **found}
+
+    wanted = arguments.only or ["stages", "builds", "scaling"]
+    each = [(name, frames) for frames in sorted(arguments.frames) for name in arguments.sources]
+    if "stages" in wanted:
+        rows = [measure("stages", name, frames) for name, frames in each]
+        print("\nCPU us per frame by stage")
+        show(rows, "source", "frames", "sum")
+        if arguments.save:
+            measuring.save("stages", {"rows": rows})
+    keys = ("frames", "wall_s", "frames_per_s", "cpu_us_per_frame", "parent_cpu_us_per_frame", "worker_peaks_mb",
+            "parent_peak_mb", "bytes_per_frame")  # fmt: skip
+    if "builds" in wanted:
+        rows = [measure("builds", name, frames) for name, frames in each]
+        print("\nwhole builds, one worker")
+        show(rows, "source", *keys)
+        if arguments.save:
+            targets = {"cpu_us_per_frame": TARGETS, "worker_peak_mb": MOST_MB, "bytes_per_frame": MOST_BYTES}
+            measuring.save("builds", {"targets": targets, "rows": rows})
+    if "scaling" in wanted:
+        frames = sorted(arguments.frames)[-2:][0]
+        rows = [measure("scaling", ",".join(arguments.sources), frames, workers) for workers in WORKERS]
+        print("\nall sources in one build")
+        show(rows, "workers", *keys)
+        if arguments.save:
+            measuring.save("scaling", {"rows": rows})
 
 
 if __name__ == "__main__":

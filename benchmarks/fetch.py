@@ -1,6 +1,6 @@
 """What fetching costs beside curl: the same files from the same loopback server, CPU time, wall time and peak memory.
 
-    python benchmarks/fetch.py [--files 8] [--megabytes 128] [--repeats 5] [--json benchmarks/fetch.json]
+    python benchmarks/fetch.py [--files 8] [--megabytes 128] [--repeats 5] [--save]
 
 curl alone writes bytes; `curl, sha256sum` also knows their digests afterwards, as trajmill does. The network is no
 limit here, so this is the most trajmill can do, and what of a core a real connection needs. Of several runs, in turn,
@@ -10,9 +10,7 @@ the one with the least CPU time counts.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -22,7 +20,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+import measuring
 
 CONNECTIONS = 4
 SERVER = """
@@ -91,11 +90,12 @@ def measure(command: list[str], cwd: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    measuring.tidy_when_ended()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--megabytes", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--save", action="store_true", help="keep the results for the documentation")
     arguments = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +103,7 @@ def main() -> None:
         names = make_files(web, arguments.files, arguments.megabytes)
         with server(web) as url:
             addresses = " ".join(f"-O {url}pbe/geo_opt_paths/{name}" for name in names)
-            curl = f"curl -sfZ --parallel-max {CONNECTIONS} {addresses}"
+            curl = f"curl -sfZ --no-progress-meter --parallel-max {CONNECTIONS} {addresses}"
             fetch = [sys.executable, "-c", FETCH, url, str(raw)]
             commands = {
                 "trajmill": fetch,
@@ -123,10 +123,9 @@ def main() -> None:
         print(f"{name:24} {result['wall_s']:7.2f} s, {result['cpu_s']:6.2f} CPU s, peak {result['peak_mb']:4.0f} MB")
     ratio = results["trajmill"]["cpu_s"] / results["curl, sha256sum"]["cpu_s"]
     print(f"{gigabytes:.2f} GB in {arguments.files} files; CPU {ratio:.2f} times that of curl and sha256sum")
-    if arguments.json:
-        machine: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
-        content = {"machine": machine, "gigabytes": round(gigabytes, 3), "files": arguments.files, "results": results}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.save:
+        results_and_size = {"gigabytes": round(gigabytes, 3), "files": arguments.files, "ways": results}
+        measuring.save("fetch", results_and_size)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a 
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,8 @@ import pyarrow as pa
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import measured
+from measured import table
 from trajmill import recipe, schema
 from trajmill.annotation.compatibility import DIFFERING_ELEMENTS, OQMD_MIN_ENCUT
 from trajmill.curation import RULES
@@ -29,18 +30,23 @@ from trajmill.releases.hugging_face import CONFIGURATIONS
 from trajmill.releases.selection import RELEASE_RULES
 from trajmill.sources.mp_settings import POTENTIALS, U_VALUES
 from trajmill.sources.vasp_types import FUNCTIONALS
+from trajmill.storage import ObjectPath
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- generated: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 UNIT_COLUMNS = ("energy", "energy_corrected", "energy_above_final", "forces", "stress_tensor", "lattice_vectors")
 UNIT_COLUMNS += ("cartesian_site_positions", "magnetic_moments", "encut", "hubbard_u")
+TYPE_NAMES: dict[Any, str] = {
+    Path: "path",
+    PosixPath: "path",
+    ObjectPath: "`s3://` address",
+    recipe.DatabaseAddress: "`mysql://` address",
+    bool: "`true` or `false`",
+    int: "integer",
+    float: "number",
+    str: "text",
+}
 SECTIONS = ("mp", "alexandria", "oqmd", "fetch", "rules", "annotation", "store", "engine", "release")
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def columns(chosen: Iterable[schema.Column]) -> str:
@@ -116,8 +122,7 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(args[0])}"
     if origin is dict:
         return f"table of {_type(args[1])}"
-    names = {Path: "path", PosixPath: "path", bool: "`true` or `false`", int: "integer", float: "number", str: "text"}
-    return names[annotation]
+    return TYPE_NAMES[annotation]
 
 
 def _toml(value: Any) -> str:
@@ -172,61 +177,6 @@ def configurations() -> str:
     return ", ".join(f"`{name}`" for name in CONFIGURATIONS) + ".\n"
 
 
-def _measured() -> list[dict[str, Any]]:
-    """Read what `make bench` measured last and someone committed."""
-    measured: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "results.json").read_text("utf-8"))["results"]
-    return measured
-
-
-def benchmark_stages() -> str:
-    """Write the cost of each stage."""
-    rows = [r for r in _measured() if "stages" in r]
-    stages = list(rows[0]["stages"]["us_per_frame"])
-    cells = ([*(str(r["stages"]["us_per_frame"][s]) for s in stages), str(r["stages"]["sum"])] for r in rows)
-    heads = ([r["source"], f"{r['stages']['frames']:,}"] for r in rows)
-    return table(("source", "frames", *stages, "sum"), ([*a, *b] for a, b in zip(heads, cells, strict=True)))
-
-
-def benchmark_builds() -> str:
-    """Write what whole builds cost."""
-    head = {
-        "frames": "frames",
-        "frames_per_s": "frames/s",
-        "cpu_us_per_frame": "CPU us per frame",
-        "worker_peak_mb": "peak of the worker, MB",
-        "parent_peak_mb": "peak of the parent, MB",
-        "bytes_per_frame": "bytes per kept frame",
-    }
-    rows = ([r["source"], *(f"{r['build'][key]:,}" for key in head)] for r in _measured())
-    return table(("source", *head.values()), rows)
-
-
-def fetch_cost() -> str:
-    """Write what fetching costs beside curl."""
-    measured = json.loads((ROOT / "benchmarks" / "fetch.json").read_text("utf-8"))
-    head = {"wall_s": "wall time, s", "cpu_s": "CPU time, s", "peak_mb": "peak memory, MB"}
-    rows = ([name, *(str(result[key]) for key in head)] for name, result in measured["results"].items())
-    what = f"{measured['gigabytes']:.2f} GB in {measured['files']} files, 4 at a time"
-    return table((what, *head.values()), rows)
-
-
-def estimates() -> str:
-    """Write what a million frames, and as many as were published, take to build at the measured rates."""
-    largest = {r["source"]: r["build"] for r in _measured()}  # corpora grow
-    rows = []
-    for name, millions in (*((source, 1) for source in largest), ("alexandria", 120)):
-        cpu = millions * largest[name]["cpu_us_per_frame"] / 3600
-        gigabytes = millions * largest[name]["bytes_per_frame"] / 1000
-        times = (_hours(cpu / workers) for workers in (1, 2, 12))
-        rows.append((name, f"{millions:,} million", *times, f"{gigabytes:.2g} GB"))
-    head = ("source", "frames read", "CPU time", "2 workers", "12 workers", "store, if all are kept")
-    return table(head, rows)
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "columns-published": lambda: columns(schema.PUBLISHED),
     "columns-added": lambda: columns(schema.ADDED),
@@ -237,10 +187,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "differing-elements": differing_elements,
     "input-set": input_set,
     "configurations": configurations,
-    "benchmark-stages": benchmark_stages,
-    "benchmark-builds": benchmark_builds,
-    "estimates": estimates,
-    "fetch-cost": fetch_cost,
+    **measured.TABLES,
     **{f"recipe.{s}": lambda s=s: keys(s) for s in SECTIONS},
     **{f"recipe.rules.{s}": lambda s=s: keys(f"rules.{s}") for s in recipe.Rules.model_fields},
 }
