@@ -13,19 +13,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 from typing import IO
 
-from trajmill.engines.base import Done, Event, Failed, Lost, Task
-
-ATTEMPTS = 3
-"""How often a task is tried whose worker dies (killed, out of memory, a crash in native code)."""
+from trajmill.engines.base import Done, Drainable, Event, Failed, Queue, Task, cores
 
 LAST_WORDS = 4000
 """Bytes of a dead worker's output that are passed on."""
@@ -48,20 +43,7 @@ class _Worker:
             return output.read().decode(errors="replace")
 
 
-@dataclass
-class _Queue:
-    """Tasks that wait for a worker, and how often each was tried."""
-
-    waiting: deque[Task]
-    attempts: dict[str, int] = field(default_factory=dict)
-
-    def take(self) -> Task:
-        task = self.waiting.popleft()
-        self.attempts[task.name] = self.attempts.get(task.name, 0) + 1
-        return task
-
-
-class LocalEngine:
+class LocalEngine(Drainable):
     """A pool of processes.
 
     Args:
@@ -69,15 +51,13 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int = 0) -> None:
-        self.workers = workers or _cores()
-        self.draining = False
+        self.workers = workers or cores()
 
     def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
         """Run tasks in the order given, as many at a time as there are workers. See `Engine.run`."""
-        queue = _Queue(deque(tasks))
+        queue = Queue(deque(tasks))
         pool: list[_Worker] = []
-        self.draining = False
-        with self._interruptible():
+        with self.interruptible():
             try:
                 while True:
                     if not self.draining:
@@ -93,7 +73,7 @@ class LocalEngine:
                 for worker in pool:
                     worker.close()
 
-    def _hand_out(self, queue: _Queue, pool: list[_Worker]) -> None:
+    def _hand_out(self, queue: Queue, pool: list[_Worker]) -> None:
         """Give waiting tasks to idle workers and to new ones."""
         idle = [worker for worker in pool if worker.task is None]
         while queue.waiting and (idle or len(pool) < self.workers):
@@ -104,30 +84,6 @@ class LocalEngine:
             worker.task = queue.take()
             with suppress(BrokenPipeError, ConnectionResetError):  # it died idle: `_receive` sees to it
                 worker.connection.send(worker.task)
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """First Ctrl-C (or SIGTERM): finish what runs, start nothing new. Second: stop."""
-
-        def stop(_: int, __: FrameType | None) -> None:
-            if self.draining:
-                raise KeyboardInterrupt
-            self.draining = True
-
-        if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-            yield
-            return
-        previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start() -> _Worker:
@@ -146,7 +102,7 @@ def _start() -> _Worker:
     return _Worker(process, Connection(ours.detach()), output)
 
 
-def _receive(worker: _Worker, pool: list[_Worker], queue: _Queue) -> Event:
+def _receive(worker: _Worker, pool: list[_Worker], queue: Queue) -> Event:
     """Take a worker's message; when there is none because it died, put its task back in front."""
     task = worker.task
     assert task is not None  # noqa: S101 (only busy workers are waited for)
@@ -161,13 +117,8 @@ def _receive(worker: _Worker, pool: list[_Worker], queue: _Queue) -> Event:
         if isinstance(event, (Done, Failed)):
             worker.task = None
         return event
-    reason = f"its worker died ({_name(code)})"
-    tried = queue.attempts[task.name]
-    if tried >= ATTEMPTS:
-        advice = "if it was killed for memory, use fewer workers"
-        return Failed(task.name, f"{reason} {tried} times; {advice}", traceback=last_words)
-    queue.waiting.appendleft(task)
-    return Lost(task.name, reason)
+    advice = "if it was killed for memory, use fewer workers"
+    return queue.lost(task, f"its worker died ({_name(code)})", advice=advice, last_words=last_words)
 
 
 def _name(code: int) -> str:

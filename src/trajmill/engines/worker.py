@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import select
 import sys
 import threading
-import time
-import traceback
 from multiprocessing.connection import Connection
 
-from trajmill.engines.base import Done, Failed, Progress, Task
+from trajmill.engines.base import Task, perform
 
 REPORT_EVERY = 0.5
 """Seconds between progress messages."""
@@ -22,35 +19,8 @@ def serve(connection: Connection) -> None:
     """Run tasks until the parent closes the connection."""
     while True:
         task: Task = connection.recv()
-        connection.send_bytes(_run(task, connection))
+        connection.send_bytes(perform(task, connection.send, every=REPORT_EVERY))
         gc.collect()
-
-
-def _run(task: Task, connection: Connection) -> bytes:
-    """Run a task and return its outcome pickled, so that what cannot travel is the task's failure."""
-    last = time.monotonic()
-
-    def report(*numbers: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= REPORT_EVERY:
-            last = now
-            connection.send(Progress(task.name, numbers))
-
-    try:
-        return pickle.dumps(Done(task.name, task.function(task.argument, report)))
-    except Exception as error:  # noqa: BLE001 (reported to the parent; one asset's failure is not the worker's)
-        reason, text = f"{type(error).__name__}: {error}", traceback.format_exc()
-        return pickle.dumps(Failed(task.name, reason, _portable(error), text))
-
-
-def _portable(error: Exception) -> Exception | None:
-    """Return the error if it survives pickling, which many with arguments of their own do not."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
-    except Exception:  # noqa: BLE001 (any error may do anything there)
-        return None
-    return error
 
 
 def _leave_with_parent(connection: Connection) -> None:
