@@ -11,8 +11,8 @@ from trajmill.errors import RecipeError
 from trajmill.recipe import Recipe, load
 
 SOURCES = ("mp", "alexandria", "oqmd")
-NOT_CONTENT = {"path", "layout", "duplicate_trajectory", "primary_agreement"}
-"""Where things lie, and the rules that run at release: no reason to build an asset again."""
+NOT_CONTENT = {"path", "layout", "split", "duplicate_trajectory", "primary_agreement"}
+"""Where things lie, how large files are shared, and the rules that run at release: no reason to build an asset again."""
 
 
 def keys(section=Recipe, prefix=()):

@@ -95,8 +95,9 @@ def test_parquet_encodings_name_real_leaves(tmp_path):
     leaves = {pq.read_metadata(path).schema.column(i).path for i in range(pq.read_metadata(path).num_columns)}
     options = schema.parquet_options(FILE_SCHEMA)
     assert set(options["use_dictionary"]) < leaves
-    assert set(options["use_byte_stream_split"]) < leaves
-    assert "forces.list.element.list.element" in options["use_byte_stream_split"]
+    assert set(options["column_encoding"]) < leaves
+    assert options["column_encoding"]["energy"] == "BYTE_STREAM_SPLIT"
+    assert "forces.list.element.list.element" not in options["column_encoding"]  # triples repeat as a whole
 
 
 def test_committed_schema_is_current(capsys):

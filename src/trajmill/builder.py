@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from trajmill.engines import open_engine
 from trajmill.engines.base import Done, Event, Failed, Task
-from trajmill.engines.local import LocalEngine
 from trajmill.errors import RecipeError, SourceError, StoreError
+from trajmill.locking import Lock
 from trajmill.pipeline import Job, Unchanged, build_asset
 from trajmill.raw import RawManifest, is_complete
-from trajmill.recipe import SOURCES, Recipe
+from trajmill.recipe import SOURCES, DatabaseAddress, Recipe
 from trajmill.sources import open_sources
 from trajmill.sources.base import Source
-from trajmill.stores.base import Balance
-from trajmill.stores.delta import WORK, DeltaStore
+from trajmill.sources.files import whole_file
+from trajmill.storage import AnyPath
+from trajmill.stores import open_store, work_folder
+from trajmill.stores.base import Balance, Store
 
 
 @dataclass
@@ -67,13 +70,14 @@ class Listener:
 def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
     """Build everything a recipe asks for that the store does not have yet.
 
-    Every asset is one atomic commit; stopping at any moment and running again loses and repeats nothing.
+    Every asset is one atomic commit; stopping at any moment and running again loses and repeats nothing. Several builds
+    may fill one store at once.
 
     Raises:
         RecipeError: paths missing.
+        EngineError: there is nowhere to run the work, or no more; what was committed before is unharmed.
         SourceError: a source's folder holds nothing to read.
-        StoreError: the store cannot be opened or written, or another build is at work there; what was committed before
-            is unharmed.
+        StoreError: the store cannot be opened or written; what was committed before is unharmed.
         KeyboardInterrupt: stopped by a second Ctrl-C; what was committed before is unharmed.
     """
     listener = listener or Listener()
@@ -81,18 +85,19 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
         raise RecipeError("store.path: say where the store is to be (--out, or [store] path in the recipe)")
     raw = {name: _manifest(recipe, name) for name in SOURCES}  # before anything is read: a fetch may end meanwhile
     sources = open_sources(recipe)
-    store = DeltaStore(recipe.store.path, create=True)
+    engine = open_engine(recipe.engine)
+    store = open_store(recipe.store.path, create=True)
     summary = BuildSummary()
     with store.locked():
-        jobs = _jobs(recipe, sources, store.path, listener)
+        jobs = _jobs(recipe, sources, store.address, listener)
         names = {source.name for source in sources}
         gone = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in names]
-        outdated = [asset for asset in gone if _is_outdated(asset, raw)]
+        read = {whole_file(name) for name in jobs}  # a file may be read in other parts than it was
+        outdated = [asset for asset in gone if whole_file(asset) in read or _is_outdated(asset, raw)]
         summary.vanished = [asset for asset in gone if asset not in outdated]
         # the largest first, so that none is left running alone at the end
         order = sorted(jobs, key=lambda name: (-jobs[name].asset.size, name))
         tasks = [Task(name, build_asset, jobs[name]) for name in order]
-        engine = LocalEngine(recipe.engine.workers)
         with closing(engine.run(tasks)) as events:
             for event in events:
                 _act(event, store, summary)
@@ -104,17 +109,19 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
             for asset in outdated:
                 store.drop(asset)
                 summary.dropped.append(asset)
-            store.note_upstream(_upstream(recipe, store.upstream(), {name: raw[name] for name in names}))
+            store.note_upstream(_upstream(recipe, {name: raw[name] for name in names}))
     summary.version = store.version
     return summary
 
 
-def _jobs(recipe: Recipe, sources: Iterable[Source], store: Path, listener: Listener) -> dict[str, Job]:
+def _jobs(recipe: Recipe, sources: Iterable[Source], store: str, listener: Listener) -> dict[str, Job]:
     """Prepare the sources and list what is to be built, by asset."""
     jobs: dict[str, Job] = {}
+    work = recipe.store.work or work_folder(store)
     for source in sources:
         listener.preparing(source.name)
-        source.prepare(store / WORK / source.name)
+        with _alone(work, source.name):
+            source.prepare(work / source.name)
         for asset in source.assets():
             if asset.name in jobs:
                 raise SourceError(f"{source.name}: {asset.name} is listed twice, as {asset.path} too")
@@ -123,11 +130,25 @@ def _jobs(recipe: Recipe, sources: Iterable[Source], store: Path, listener: List
     return jobs
 
 
+@contextmanager
+def _alone(work: Path, source: str) -> Iterator[None]:
+    """Wait for another build that prepares the same source; what it prepared is found then, and not made twice."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = Lock(work / f"{source}.lock", wait=True)
+    except OSError as error:
+        raise StoreError(f"{work}: cannot be written ({error.strerror}); store.work names another folder") from error
+    with lock:
+        yield
+
+
 def _manifest(recipe: Recipe, source: str) -> RawManifest | None:
     """Return the raw manifest of what a source reads: of its folder, or of its file's if it names the file."""
-    path: Path | None = getattr(recipe, source).path
-    if path is None or path.is_dir():
-        return RawManifest.load(path) if path else None
+    path: AnyPath | DatabaseAddress | None = getattr(recipe, source).path
+    if path is None or isinstance(path, DatabaseAddress):
+        return None
+    if path.is_dir():
+        return RawManifest.load(path)
     manifest = RawManifest.load(path.parent)
     return manifest if manifest and path.name in manifest.files else None
 
@@ -139,17 +160,17 @@ def _is_outdated(asset: str, raw: Mapping[str, RawManifest | None]) -> bool:
     return manifest is not None and any(p.as_posix() in manifest.dropped for p in (place, *place.parents))
 
 
-def _upstream(recipe: Recipe, before: Mapping[str, Any], raw: Mapping[str, RawManifest | None]) -> dict[str, Any]:
-    """Return the upstream versions the store is complete for now; none for a source whose raw files do not say so."""
-    now = {source: known for source, known in before.items() if source not in raw}
+def _upstream(recipe: Recipe, raw: Mapping[str, RawManifest | None]) -> dict[str, Any]:
+    """Return the upstream version the store is complete for now, by source; None where the raw files do not say so."""
+    now: dict[str, Any] = dict.fromkeys(raw)
     for source, manifest in raw.items():
-        path: Path | None = getattr(recipe, source).path
+        path: AnyPath | None = getattr(recipe, source).path
         if manifest and path and is_complete(path if path.is_dir() else path.parent, manifest):
             now[source] = {"version": dict(manifest.version), "digest": manifest.digest}
     return now
 
 
-def _act(event: Event, store: DeltaStore, summary: BuildSummary) -> None:
+def _act(event: Event, store: Store, summary: BuildSummary) -> None:
     """Commit what a worker has built, note what it could not."""
     if isinstance(event, Done):
         if isinstance(event.value, Unchanged):

@@ -9,7 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from trajmill.errors import RecipeError, TrajmillError
-from trajmill.recipe import BUILT_IN, SOURCES, Recipe, load, to_toml
+from trajmill.recipe import BUILT_IN, SOURCES, DatabaseAddress, Recipe, load, to_toml
+from trajmill.storage import AnyPath, as_path
 
 app = typer.Typer(
     name="trajmill", help="Raw DFT relaxation data in, one clean dataset of trajectories out.", no_args_is_help=True,
@@ -22,17 +23,30 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any key of the recipe; may be repeated."),
 ]
-StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; 0 takes one per core.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="local, or dask: workers of a dask cluster.")]
+Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Engine dask: a running scheduler.")]
+Slurm = Annotated[str | None, typer.Option(metavar="TOML", help="Engine dask: SLURM jobs to run workers in.")]
+StoreAddress = Annotated[
+    str, typer.Argument(metavar="STORE", help="Folder of a store, or postgresql://user@host/database.")
+]
 
 
 @app.command()
 def build(
     recipe: Annotated[str | None, typer.Argument(help="TOML file or built-in recipe; default lemat-traj.")] = None,
-    mp: Annotated[Path | None, typer.Option(help="Folder of raw Materials Project files.")] = None,
-    alexandria: Annotated[Path | None, typer.Option(help="Folder of Alexandria path files.")] = None,
-    oqmd: Annotated[Path | None, typer.Option(help="OQMD's SQL dump.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the store to fill.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; 0 takes one per core.")] = None,
+    mp: Annotated[
+        str | None, typer.Option(help="Folder of raw Materials Project files, or s3://bucket/prefix.")
+    ] = None,
+    alexandria: Annotated[str | None, typer.Option(help="Folder of Alexandria path files, or s3://...")] = None,
+    oqmd: Annotated[
+        str | None, typer.Option(help="OQMD's SQL dump, the folder it is in, s3://... or mysql://...")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Store to fill: a folder, or postgresql://user@host/db.")] = None,
+    workers: Workers = None,
+    engine: EngineName = None,
+    scheduler: Scheduler = None,
+    slurm: Slurm = None,
     settings: Settings = None,
 ) -> None:
     """Build everything the recipe asks for that the store does not have yet.
@@ -47,12 +61,12 @@ def build(
         "alexandria.path": alexandria,
         "oqmd.path": oqmd,
         "store.path": out,
-        "engine.workers": workers,
+        **_engine(workers, engine, scheduler, slurm),
     }
     chosen = _recipe(recipe, settings, flags)
     with BuildProgress() as progress:
         summary = run(chosen, listener=progress)
-    print_summary(summary, chosen.store.path)
+    print_summary(summary, chosen.store.path or "")
     if summary.stopped:
         raise typer.Exit(130)
     if summary.failed:
@@ -64,7 +78,7 @@ def fetch(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE...", help="mp, alexandria, oqmd; several may be given.")
     ],
-    dest: Annotated[Path | None, typer.Option(help="Folder with a folder per source; default raw.")] = None,
+    dest: Annotated[str | None, typer.Option(help="Folder with a folder per source; default raw.")] = None,
     recipe: Annotated[str | None, typer.Option(help="TOML file or built-in recipe: addresses, paths.")] = None,
     layout: Annotated[str | None, typer.Option(help="mp: delta (active tables) or jsonl.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
@@ -79,7 +93,7 @@ def fetch(
     from trajmill.report import FetchProgress, print_total
 
     chosen = _recipe(recipe, settings, {"fetch.mp.layout": layout})
-    places = _places(chosen, sources, dest, Path("raw"))
+    places = _places(chosen, sources, dest, "raw")
     with FetchProgress() as progress:
         fetched = [
             run(name, root, chosen, dry_run=dry_run, prune=prune, listener=progress) for name, root in places.items()
@@ -95,9 +109,12 @@ def update(
     sources: Annotated[
         list[str] | None, typer.Option("--source", help="mp, alexandria or oqmd; may be repeated; default all.")
     ] = None,
-    raw: Annotated[Path | None, typer.Option(help="Folder with a folder per source; default as in the recipe.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the store to fill.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; 0 takes one per core.")] = None,
+    raw: Annotated[str | None, typer.Option(help="Folder with a folder per source; default as in the recipe.")] = None,
+    out: Annotated[str | None, typer.Option(help="Store to fill: a folder, or postgresql://user@host/db.")] = None,
+    workers: Workers = None,
+    engine: EngineName = None,
+    scheduler: Scheduler = None,
+    slurm: Slurm = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Delete what upstream no longer has, and its rows.")] = False,
     settings: Settings = None,
@@ -109,7 +126,7 @@ def update(
     from trajmill.report import BuildProgress, FetchProgress, print_summary, print_total
     from trajmill.updater import update as run
 
-    chosen = _recipe(recipe, settings, {"store.path": out, "engine.workers": workers})
+    chosen = _recipe(recipe, settings, {"store.path": out, **_engine(workers, engine, scheduler, slurm)})
     named = [name for name in SOURCES if getattr(chosen, name).path]
     places = _places(chosen, sources or named or (list(SOURCES) if raw else []), raw, None)
     chosen = chosen.with_paths({name: places.get(name) for name in SOURCES})
@@ -117,7 +134,7 @@ def update(
         summary = run(chosen, dry_run=dry_run, prune=prune, fetching=fetching, building=building)
     print_total(summary.fetched)
     if summary.built:
-        print_summary(summary.built, chosen.store.path)
+        print_summary(summary.built, chosen.store.path or "")
     for source, reason in summary.failed.items():
         sys.stderr.write(f"trajmill: {source} was not updated: {' '.join(reason.split())}\n")
     if summary.built and summary.built.stopped:
@@ -128,8 +145,8 @@ def update(
 
 @app.command()
 def release(
-    store: StoreFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    store: StoreAddress,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to make, or s3://bucket/prefix.")],
     schema: Annotated[
         str | None, typer.Option(help="trajmill (all columns) or lemat-traj (the 25 published ones).")
     ] = None,
@@ -141,14 +158,29 @@ def release(
     settings: Settings = None,
 ) -> None:
     """Export a store as a Hugging Face dataset: Parquet per configuration and a dataset card."""
-    from trajmill.releases.hugging_face import release as run
-    from trajmill.report import RowProgress, print_release
-    from trajmill.stores.delta import DeltaStore
+    from trajmill.releases.push import release_to
+    from trajmill.report import ByteProgress, RowProgress, print_release
+    from trajmill.stores import open_store
 
     chosen = _recipe(recipe, settings, {"release.format": schema, "release.stress": stress})
-    with RowProgress("release") as progress:
-        summary = run(DeltaStore(store, version=version), out, chosen, report=progress.update)
+    with RowProgress("release") as rows, ByteProgress() as sent:
+        summary = release_to(open_store(store, version=version), out, chosen, report=rows.update, progress=sent.update)
     print_release(summary)
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="Address of a store.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="Address of the store to fill; made when not there.")],
+) -> None:
+    """Copy a store into another of any kind, with all it knows. Run again to go on, or to copy what is new."""
+    from trajmill.copying import copy as run
+    from trajmill.report import RowProgress, print_copy
+    from trajmill.stores import open_store
+
+    with RowProgress("copy") as progress:
+        summary = run(open_store(source), open_store(target, create=True), report=progress.update)
+    print_copy(summary, target)
 
 
 @app.command()
@@ -173,7 +205,7 @@ def push(
 
 
 @app.command()
-def info(path: Annotated[Path, typer.Argument(help="Folder of a store or a release.")]) -> None:
+def info(path: Annotated[str, typer.Argument(help="Address of a store or folder of a release.")]) -> None:
     """Count what a store or a release holds and check that nothing is missing. Exit code 1 when a check fails."""
     from trajmill.report import print_info
 
@@ -183,7 +215,7 @@ def info(path: Annotated[Path, typer.Argument(help="Folder of a store or a relea
 
 @app.command()
 def rejections(
-    store: StoreFolder,
+    store: StoreAddress,
     rule: Annotated[str | None, typer.Option(help="Only what this rule rejected.")] = None,
     identifier: Annotated[
         str | None, typer.Option("--id", help="Only this frame, trajectory, task or material.")
@@ -204,13 +236,13 @@ def show_recipe(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BU
     sys.stdout.write(to_toml(BUILT_IN[name]))
 
 
-def _places(recipe: Recipe, sources: list[str], dest: Path | None, default: Path | None) -> dict[str, Path]:
+def _places(recipe: Recipe, sources: list[str], dest: str | None, default: str | None) -> dict[str, AnyPath]:
     """Return the raw folder of each source: below `dest`, else as the recipe says, else below `default`.
 
     Raises:
         RecipeError: no such source, or nobody says where its files are to be.
     """
-    places: dict[str, Path] = {}
+    places: dict[str, AnyPath] = {}
     for name in sources:
         if name not in SOURCES:
             raise RecipeError(f"no source {name}; there are: {', '.join(SOURCES)}")
@@ -221,7 +253,9 @@ def _places(recipe: Recipe, sources: list[str], dest: Path | None, default: Path
                 raise RecipeError(
                     f"{name}.path: say where its raw files are to be (--raw, or [{name}] path in the recipe)"
                 )
-            path = folder / name
+            path = as_path(folder) / name
+        if isinstance(path, DatabaseAddress):
+            raise RecipeError(f"{name}.path: {path} is a database, which is built and not fetched (trajmill build)")
         places[name] = path
     return places
 
@@ -230,6 +264,10 @@ def _recipe(name: str | None, settings: list[str] | None, flags: dict[str, Any])
     """Read the recipe; flags override it, `--set` overrides both."""
     given = [f"{key}={_toml(value)}" for key, value in flags.items() if value is not None]
     return load(name, [*given, *(settings or [])])
+
+
+def _engine(workers: int | None, name: str | None, scheduler: str | None, slurm: str | None) -> dict[str, Any]:
+    return {"engine.workers": workers, "engine.name": name, "engine.scheduler": scheduler, "engine.slurm": slurm}
 
 
 def _toml(value: object) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from trajmill.elements import NUMBERS, anonymous_formula, descriptive_formula, reduced_formula
 from trajmill.schema import BOOL, FILE_SCHEMA, FLOATS, INT8, LEDGER, STRING, STRINGS
 from trajmill.sources.base import Rejection
-from trajmill.trajectory import BoolArray, Trajectory
+from trajmill.trajectory import FloatArray, Trajectory
 from trajmill.units import stress_from_vasp
 
 
@@ -25,6 +26,7 @@ def encode(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
     A trajectory's input frames (OQMD) and labelled frames never come mixed: select one kind before.
     """
     lengths = np.array([len(t) for t in trajectories])
+    ends = np.cumsum(lengths) - 1
     atoms = np.repeat([t.n_atoms for t in trajectories], lengths)
     of_frame = pa.array(np.repeat(np.arange(len(trajectories), dtype=np.int32), lengths))
     n = int(lengths.sum())
@@ -42,12 +44,12 @@ def encode(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
     def scalar(name: str) -> pa.Array:
         return pa.array(joined(name), from_pandas=True)  # NaN becomes null
 
-    def vectors(name: str) -> pa.Array:
-        values = [getattr(t, name).reshape(-1) for t in trajectories]
-        return _nested(np.concatenate(values), atoms)
+    def vectors(name: str) -> FloatArray:
+        return np.concatenate([getattr(t, name).reshape(-1, 3) for t in trajectories])
 
-    lattice = np.concatenate([t.lattice for t in trajectories])
-    stress = np.concatenate([t.stress for t in trajectories])
+    energy, forces = joined("energy"), vectors("forces")
+    final = np.zeros(n, bool)
+    final[ends] = [t.labelled[-1] for t in trajectories]
     space_group = joined("space_group", 0).astype(np.int32)
     trajectory_id = each(lambda t: t.trajectory_id, STRING)
     step = pa.array(joined("relaxation_step").astype(np.int32))
@@ -60,17 +62,17 @@ def encode(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
         "nelements": each(lambda t: len(t.composition), INT8),
         "dimension_types": each(lambda _: [1, 1, 1], pa.list_(INT8)),
         "nperiodic_dimensions": each(lambda _: 3, INT8),
-        "lattice_vectors": _nested(lattice.reshape(-1), np.full(n, 3)),
+        "lattice_vectors": _nested(vectors("lattice"), np.full(n, 3)),
         "immutable_id": each(lambda t: t.immutable_id, STRING),
-        "cartesian_site_positions": vectors("positions"),
+        "cartesian_site_positions": _nested(vectors("positions"), atoms),
         "species": each(lambda t: _species(t.composition), STRING),
         "species_at_sites": each(lambda t: t.symbols, STRINGS),
         "last_modified": each(lambda t: t.last_modified, STRING),
         "elements_ratios": each(lambda t: [c / t.n_atoms for c in t.composition.values()], FLOATS),
-        "stress_tensor": _nested(stress.reshape(-1), np.full(n, 3)),
-        "energy": scalar("energy"),
+        "stress_tensor": _nested(vectors("stress"), np.full(n, 3)),
+        "energy": pa.array(energy, from_pandas=True),
         "energy_corrected": scalar("energy_corrected"),
-        "forces": vectors("forces"),
+        "forces": _nested(forces, atoms),
         "functional": each(lambda t: t.functional, STRING),
         "cross_compatibility": pa.array(joined("cross_compatibility", False).astype(bool)),
         "space_group_it_number": pa.array(space_group, mask=space_group == 0),
@@ -82,10 +84,10 @@ def encode(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
         "task_id": each(lambda t: t.task_id, STRING),
         "run_type": each(lambda t: t.run_type, STRING),
         "license": each(lambda t: t.license, STRING),
-        "is_final": pa.array(np.concatenate([_is_final(t) for t in trajectories])),
+        "is_final": pa.array(final),
         "relaxation_converged": each(lambda t: t.relaxation_converged, BOOL),
-        "max_force": pa.array(np.concatenate([np.linalg.norm(t.forces, axis=2).max(axis=1) for t in trajectories]), from_pandas=True),
-        "energy_above_final": pa.array(np.concatenate([(t.energy - t.energy[-1]) / t.n_atoms for t in trajectories]), from_pandas=True),
+        "max_force": pa.array(np.maximum.reduceat(np.linalg.norm(forces, axis=1), np.cumsum(atoms) - atoms), from_pandas=True),
+        "energy_above_final": pa.array((energy - np.repeat(energy[ends], lengths)) / atoms, from_pandas=True),
         "energy_sigma0": scalar("energy_sigma0"),
         "magnetic_moments": _moments(trajectories),
         "encut": scalar("encut"),
@@ -113,10 +115,10 @@ def _nested(values: NDArray[np.float64], rows: NDArray[Any]) -> pa.ListArray:
     """Build list<list<double>> with `rows` triples per frame; a frame that is all NaN becomes null."""
     borders = np.concatenate([[0], np.cumsum(rows)])
     triples = values.reshape(-1, 3)
-    missing = np.isnan(triples).any(axis=1)
+    missing = np.isnan(triples)
     null = np.zeros(len(rows), bool)
     if missing.any():
-        null = np.logical_or.reduceat(missing, borders[:-1])
+        null = np.logical_or.reduceat(missing.any(axis=1), borders[:-1])
         triples = triples[~np.repeat(null, rows)]  # Parquet wants null lists to be empty
         borders = np.concatenate([[0], np.cumsum(np.where(null, 0, rows))])
     inner = pa.ListArray.from_arrays(np.arange(0, triples.size + 1, 3, dtype=np.int32), triples.reshape(-1))
@@ -134,16 +136,15 @@ def _moments(trajectories: Sequence[Trajectory]) -> pa.Array:
     return pa.array(rows, type=FLOATS)
 
 
-def _is_final(trajectory: Trajectory) -> BoolArray:
-    final = np.zeros(len(trajectory), bool)
-    final[-1] = trajectory.labelled[-1]
-    return final
-
-
-def _species(composition: dict[str, int]) -> str:
+def _species(composition: Iterable[str]) -> str:
     """Return OPTIMADE species as JSON text, with the keys of the published dataset."""
+    return f"[{', '.join(map(_one_species, composition))}]"
+
+
+@cache
+def _one_species(element: str) -> str:
     rest = {"attached": None, "nattached": None, "concentration": [1], "original_name": None}
-    return json.dumps([{"mass": None, "name": e, **rest, "chemical_symbols": [e]} for e in composition])
+    return json.dumps({"mass": None, "name": element, **rest, "chemical_symbols": [element]})
 
 
 def decode(rows: pa.RecordBatch | pa.Table) -> list[Trajectory]:

@@ -22,6 +22,10 @@ class StoreError(TrajmillError):
     """The store cannot be opened, read or written."""
 
 
+class EngineError(TrajmillError):
+    """There is nowhere to run the work, or no more; what was committed is unharmed, running again goes on."""
+
+
 class FetchError(TrajmillError):
     """Raw files could not be fetched. What had arrived stays; running the same command again goes on from there."""
 

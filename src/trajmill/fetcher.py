@@ -22,6 +22,7 @@ from trajmill.recipe import Recipe
 from trajmill.remotes import open_remote
 from trajmill.remotes.base import Remote, RemoteFile, Stage
 from trajmill.remotes.transfer import Received, Session, plain_disk_errors
+from trajmill.storage import AnyPath, ObjectPath
 
 RESERVE = 1 << 28
 """Bytes of the disk that are left free."""
@@ -94,7 +95,7 @@ class FetchListener:
 
 def fetch(
     source: str,
-    root: Path,
+    root: AnyPath,
     recipe: Recipe,
     *,
     dry_run: bool = False,
@@ -122,7 +123,7 @@ def fetch(
     """
     listener = listener or FetchListener()
     remote = open_remote(source, recipe)
-    check_folder(source, root, recipe)
+    root = check_folder(source, root, recipe)
     with Session(recipe.fetch, listener.advanced, listener.noted) as session:
         if dry_run:
             summary = _Fetch(remote, root, session, listener, dry_run=True).run()
@@ -136,12 +137,20 @@ def fetch(
     return summary
 
 
-def check_folder(source: str, root: Path, recipe: Recipe) -> None:
+def check_folder(source: str, root: AnyPath, recipe: Recipe) -> Path:
     """Check that raw files of a source can be fetched into a folder and read from there by this recipe.
+
+    Returns:
+        The folder.
 
     Raises:
         RecipeError: they cannot be.
     """
+    if isinstance(root, ObjectPath):
+        raise RecipeError(
+            f"{root}: raw files are fetched into a folder of this machine, where downloads can be resumed; "
+            "copy that folder there and build from the copy"
+        )
     try:
         is_file = root.is_file() or (root.suffix in (".gz", ".sql") and not root.exists())
     except OSError as error:
@@ -151,6 +160,7 @@ def check_folder(source: str, root: Path, recipe: Recipe) -> None:
     read, fetched = recipe.mp.layout, recipe.fetch.mp.layout
     if source == "mp" and read not in ("auto", fetched):
         raise RecipeError(f"mp.layout is {read} and fetch.mp.layout {fetched}; make them the same")
+    return root
 
 
 @contextmanager

@@ -6,18 +6,36 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
 
-from trajmill.errors import RecipeError
+from trajmill.errors import RecipeError, TrajmillError
+from trajmill.storage import AnyPath, ObjectPath, as_path
+from trajmill.uris import without_password
 
 SOURCES = ("mp", "alexandria", "oqmd")
 """Names of the sources, and of their sections."""
 
+SPLIT = "bytes; a larger raw file is read in parts of at most this size, each an asset of its own"
+
 Positive = Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(gt=0)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]")]
+
+
+def _as_raw_path(value: object) -> object:
+    try:
+        return as_path(value) if isinstance(value, str) else value
+    except TrajmillError as error:
+        raise ValueError(str(error)) from error
+
+
+RawPath = Annotated[InstanceOf[ObjectPath] | Path, BeforeValidator(_as_raw_path)]
+"""Where raw files are: on this machine, or `s3://bucket/prefix`."""
 
 
 class _Section(BaseModel):
@@ -27,7 +45,7 @@ class _Section(BaseModel):
 class MaterialsProject(_Section):
     """Materials Project."""
 
-    path: Path | None = Field(
+    path: RawPath | None = Field(
         None,
         description="folder with `tasks/` and `materials/` (JSON Lines) or `core/` and `collections/` (Delta Lake)",
     )
@@ -38,25 +56,73 @@ class MaterialsProject(_Section):
         "reject",
         description="a task no materials document names has no licence and no verdict; keep leaves it null",
     )
+    split: Size = Field(1_000_000_000, description=SPLIT)
 
 
 class Alexandria(_Section):
     """Alexandria."""
 
-    path: Path | None = Field(
+    path: RawPath | None = Field(
         None, description="folder with `*.json.bz2` path files at any depth; the functional is read from the path"
     )
     settings: Literal["mp", "unknown"] = Field(
         "mp",
         description="mp infers +U and potentials by MP's input sets, unknown leaves them and the corrected energy null",
     )
+    split: Size = Field(1_000_000_000, description=SPLIT)
+
+
+@dataclass(frozen=True)
+class DatabaseAddress:
+    """Where a MySQL or MariaDB database is. Its text names neither user nor password."""
+
+    user: str
+    password: str = field(repr=False)
+    host: str
+    port: int
+    database: str
+
+    @classmethod
+    def parse(cls, text: str) -> DatabaseAddress:
+        """Read `mysql://user:password@host:port/database`, user and password percent-encoded.
+
+        Raises:
+            RecipeError: it is written in another way.
+        """
+        try:
+            url = urlsplit(text)
+            host, port, database = url.hostname, url.port or 3306, unquote(url.path).strip("/")
+        except ValueError:  # a port that is no number, brackets that do not match
+            host = database = None
+        if not host or not database or "/" in database or url.query or url.fragment:
+            raise RecipeError(
+                f"{without_password(text)}: write it as mysql://host:port/database, with user:password@ before the "
+                "host (percent-encoded but for letters and digits)"
+            )
+        return cls(unquote(url.username or "root"), unquote(url.password or ""), host, port, database)
+
+    def __str__(self) -> str:
+        return f"mysql://{self.host}:{self.port}/{self.database}"
+
+    def exists(self) -> bool:
+        """Whether it is worth a try; only reading it tells whether it answers."""
+        return True
+
+
+def _as_database(value: object) -> object:
+    try:
+        return DatabaseAddress.parse(value) if isinstance(value, str) and value.startswith("mysql:") else value
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
 
 
 class Oqmd(_Section):
     """OQMD."""
 
-    path: Path | None = Field(
-        None, description="the SQL dump, `qmdb__v1_8__022026.sql.gz`, or a folder of which the newest dump is taken"
+    path: Annotated[RawPath | InstanceOf[DatabaseAddress], BeforeValidator(_as_database)] | None = Field(
+        None,
+        description="the SQL dump, `qmdb__v1_8__022026.sql.gz`, a folder of which the newest dump is taken, or "
+        "`mysql://user:password@host:port/database`",
     )
     stress: Literal["null", "kbar"] = Field(
         "null", description="null, or take the stored numbers as kBar with VASP's sign"
@@ -203,16 +269,34 @@ class Annotation(_Section):
     energy_corrected: bool = Field(True, description="MaterialsProject2020Compatibility for PBE")
 
 
+def _as_address(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
 class Store(_Section):
     """Where committed frames live."""
 
-    path: Path | None = Field(None, description="folder of the Delta Lake table")
+    path: Annotated[str, BeforeValidator(_as_address)] | None = Field(
+        None, description="folder of a Delta Lake table, `s3://bucket/prefix`, `postgresql://user@host/database`"
+    )
+    work: Path | None = Field(
+        None,
+        description="folder for what sources prepare; by default in the store's folder, else in the user's cache",
+    )
 
 
 class Engine(_Section):
     """Where the work runs."""
 
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="worker processes; 0 takes one per core")
+    name: Literal["local", "dask"] = Field("local", description="processes on this machine, or dask's workers")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="worker processes on this machine; 0 takes one per core"
+    )
+    scheduler: str | None = Field(None, description="dask: address of a running scheduler, `tcp://host:8786`")
+    slurm: Path | None = Field(None, description="dask: TOML file that describes SLURM jobs to run workers in")
+    timeout: Annotated[float, Field(ge=0)] = Field(
+        0, description="dask: s without a new record after which an asset is tried on another worker; 0 waits"
+    )
 
 
 class Release(_Section):
@@ -240,7 +324,7 @@ class Recipe(_Section):
     engine: Engine = Engine()
     release: Release = Release()
 
-    def with_paths(self, paths: Mapping[str, Path | None]) -> Recipe:
+    def with_paths(self, paths: Mapping[str, AnyPath | None]) -> Recipe:
         """Return the recipe with these paths of sources; a source whose path is None is left out of it."""
         sections = {name: getattr(self, name).model_copy(update={"path": path}) for name, path in paths.items()}
         return self.model_copy(update=sections)
@@ -248,10 +332,10 @@ class Recipe(_Section):
     def content(self, source: str) -> dict[str, Any]:
         """Return everything that decides what a source's rows are: its options, the frame rules, the annotations.
 
-        Paths and the number of workers are not part of it, nor are the rules that run at release.
+        Paths, sizes of parts and the number of workers are not part of it, nor are the rules that run at release.
         """
         return {
-            "source": getattr(self, source).model_dump(mode="json", exclude={"path", "layout"}),
+            "source": getattr(self, source).model_dump(mode="json", exclude={"path", "layout", "split"}),
             "rules": self.rules.model_dump(mode="json", exclude={"duplicate_trajectory", "primary_agreement"}),
             "annotation": self.annotation.model_dump(mode="json"),
         }
@@ -329,7 +413,7 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, (list, tuple)):
         return json.dumps(list(value))
-    return json.dumps(str(value) if isinstance(value, Path) else value)
+    return json.dumps(str(value) if isinstance(value, PurePath) else value)
 
 
 def _override(content: dict[str, Any], setting: str) -> None:
@@ -358,4 +442,4 @@ def _explain(error: ValidationError) -> str:
         for part in fault["loc"][:-1]:
             section = type(getattr(section(), str(part)))
         return f"unknown key {where}; known here: {', '.join(section.model_fields)}"
-    return f"{where}: {fault['msg']} (got {fault.get('input')!r})"
+    return without_password(f"{where}: {fault['msg']} (got {fault.get('input')!r})")

@@ -31,9 +31,10 @@ from trajmill.recipe import Fetch, Recipe
 from trajmill.remotes import open_remote, transfer
 from trajmill.remotes.mp_documents import MaterialsProjectDocuments
 from trajmill.remotes.mp_tables import MaterialsProjectTables
-from trajmill.remotes.s3 import Bucket, one_line
+from trajmill.remotes.s3 import Bucket
 from trajmill.remotes.transfer import Session
 from trajmill.sources import open_sources
+from trajmill.uris import one_line
 
 ATOMATE2, REST = "atomate2_*.jsonl.gz", "[!a]*.jsonl.gz"
 OLD, NEW = "2025-02-12", "2025-09-25"

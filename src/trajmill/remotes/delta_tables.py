@@ -9,9 +9,10 @@ from urllib.parse import unquote
 
 from trajmill import recipe
 from trajmill.errors import RemoteContentError, RemoteNotFoundError, RemoteUnavailableError
-from trajmill.remotes.s3 import Bucket, one_line
+from trajmill.remotes.s3 import Bucket
 from trajmill.remotes.transfer import USER_AGENT, Session
 from trajmill.sources.parquet_tables import DataFile
+from trajmill.uris import one_line
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

@@ -22,9 +22,10 @@ from trajmill.remotes.base import Stage
 from trajmill.remotes.delta_tables import actions, open_table, utc
 from trajmill.remotes.mp_wanted import Licences, Wanted
 from trajmill.remotes.parquet_copy import ObjectStream, Selection, TableCopy, gathered, open_parquet
-from trajmill.remotes.s3 import Bucket, one_line
+from trajmill.remotes.s3 import Bucket
 from trajmill.remotes.transfer import Again, Received, Session, plain_disk_errors
 from trajmill.sources.parquet_tables import DataFile
+from trajmill.uris import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

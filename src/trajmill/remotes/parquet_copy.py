@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from trajmill.errors import RemoteContentError, RemoteUnavailableError
-from trajmill.remotes.s3 import Bucket, one_line
+from trajmill.remotes.s3 import Bucket
 from trajmill.remotes.transfer import Again, Session
+from trajmill.uris import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,7 @@ from trajmill import recipe
 from trajmill.errors import RemoteContentError, RemoteNotFoundError, RemoteRefusedError, RemoteUnavailableError
 from trajmill.remotes.base import PlainFile
 from trajmill.remotes.transfer import USER_AGENT, Again, Session
-from trajmill.uris import without_password
+from trajmill.uris import one_line, without_password
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -166,9 +166,3 @@ def _object(listed: Element) -> tuple[str, str, int]:
 
 def _text(entry: Element, name: str) -> str:
     return entry.findtext(f"{{*}}{name}", "")
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error of obstore or deltalake says: they fill pages, in colour, and quote addresses."""
-    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("Debug source")[0]
-    return without_password(" ".join(said.split()))[:300]
