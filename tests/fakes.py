@@ -169,7 +169,7 @@ def reach(root, asset, phase):
 
 def build_asset(job, report=lambda *_: None):
     """Build an asset as trajmill does, with small batches, and with phases before and after the files are in place."""
-    pipeline.BATCH_SIZE = 200
+    pipeline.BATCH_SIZE = pipeline.BATCH_RECORDS = 200
     outcome = pipeline.build_asset(job, report)
     reach(job.source.root, job.asset.name, "written")
     return outcome

@@ -1,6 +1,7 @@
 """The documentation says what the code does."""
 
 import importlib.util
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -83,3 +84,17 @@ def test_pages_link_to_pages_that_exist():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_measurement_says_where_it_was_made():
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert [f.stem for f in files] == "builds columns compare fetch log scaling soak stages".split()
+    for file in files:
+        machine = json.loads(file.read_text("utf-8"))["machine"]
+        assert machine.keys() >= {"cpu", "cores", "memory_gb", "system", "python", "packages", "date"}, file
+        assert machine["packages"]["trajmill"], file
+
+
+def test_every_table_is_on_a_page(generate):
+    used = {name for page in generate.pages() for _, name, _ in generate.BLOCK.findall(page.read_text("utf-8"))}
+    assert set(generate.measured.TABLES) <= used

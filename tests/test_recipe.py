@@ -12,7 +12,7 @@ from trajmill.recipe import Recipe, load
 
 SOURCES = ("mp", "alexandria", "oqmd")
 NOT_CONTENT = {"path", "layout", "split", "duplicate_trajectory", "primary_agreement"}
-"""Where things lie, how large files are shared, and the rules that run at release: no reason to build an asset again."""
+"""Where things lie, how large files are shared, the rules that run at release: no reason to build an asset again."""
 
 
 def keys(section=Recipe, prefix=()):

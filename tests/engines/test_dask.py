@@ -1,7 +1,10 @@
 """The engine of clusters: what it shares with the others, and deaths of workers, schedulers and jobs."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -17,7 +20,7 @@ from trajmill.builder import build
 from trajmill.engines import dask
 from trajmill.engines.base import Done, Failed, Lost, Task
 from trajmill.engines.dask import DaskEngine
-from trajmill.errors import EngineError
+from trajmill.errors import EngineError, MissingExtraError
 from trajmill.recipe import load
 
 pytest.importorskip("distributed")
@@ -266,3 +269,89 @@ def test_a_scheduler_killed_in_a_build_is_an_error_and_the_build_is_continued(ra
     assert sorted([*summary.built, *summary.unchanged]) == NAMES
     assert "mp/a.raw" in summary.built
     assert content(tmp_path / "store") == content(tmp_path / "undisturbed")
+
+
+BUILD = """
+import json, sys
+from pathlib import Path
+import fakes, trajmill.builder
+raw, store = map(Path, sys.argv[1:])
+trajmill.builder.open_sources = lambda _: [fakes.FakeSource(raw)]
+trajmill.builder.build_asset = fakes.build_asset
+summary = trajmill.builder.build(fakes.recipe(store, 1, "engine.name=dask"))
+print(json.dumps({"built": sorted(summary.built), "stopped": summary.stopped}))
+"""
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_workers_of_its_own(raw, build_here, tmp_path):
+    """It is sent to the whole group of processes."""
+    control = fakes.arrange(raw, "mp/a.raw", "middle", "pause")
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD, raw, tmp_path / "store"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with process:
+        try:
+            chores.wait_for(lambda: fakes.paused(control))
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)  # it may not be quicker than the asset
+            control.unlink()
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert json.loads(out) == {"built": ["mp/a.raw"], "stopped": True}
+    assert err == ""
+    build_here("undisturbed")
+    assert sorted(build_here("store").built) == NAMES[1:]
+    assert content(tmp_path / "store") == content(tmp_path / "undisturbed")
+
+
+def test_workers_of_its_own_end_when_the_build_is_killed(raw, tmp_path):
+    control = fakes.arrange(raw, "mp/a.raw", "middle", "pause")
+    command = [sys.executable, "-c", BUILD, raw, tmp_path / "store"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        worker = chores.wait_for(lambda: fakes.paused(control))
+        process.kill()
+    chores.wait_for(lambda: not chores.alive(worker), what="the worker to end", patience=10)
+
+
+# --- the command line
+
+
+def trajmill_build(*arguments, **environment):
+    command = [sys.executable, "-m", "trajmill.cli", "build", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def test_from_the_command_line(cluster, tmp_path):
+    made = trajmill_build(
+        "--alexandria", DATA / "alexandria", "--out", tmp_path / "store", "--engine", "dask", "--scheduler", cluster
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""
+    assert "assets built, 0 unchanged" in made.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scheduler", "tcp://h:1"], 'engine.scheduler: goes with --engine dask (engine.name = "dask")'),
+        (["--slurm", "jobs.toml"], 'engine.slurm: goes with --engine dask (engine.name = "dask")'),
+        (["--engine", "dask", "--scheduler", "tcp://h:1", "--slurm", "jobs.toml"], "give one of them"),
+        (["--engine", "spark"], "engine.name: Input should be 'local' or 'dask'"),
+        (["--engine", "dask", "--slurm", "nosuch.toml"], "nosuch.toml: cannot be read (No such file or directory)"),
+        (["--engine", "dask", "--scheduler", "nonsense"], "no dask scheduler answers at nonsense"),
+    ],
+)
+def test_wrong_flags_are_one_line(tmp_path, flags, message):
+    made = trajmill_build("--alexandria", DATA / "alexandria", "--out", tmp_path / "store", *flags)
+    assert made.returncode == 2
+    assert made.stderr.count("\n") == 1
+    assert message in made.stderr
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask", None)
+    monkeypatch.setitem(sys.modules, "dask.config", None)
+    with pytest.raises(MissingExtraError, match=r"dask is not installed: pip install 'trajmill\[dask\]'"):
+        DaskEngine()

@@ -74,6 +74,18 @@ def test_any_rows_round_trip(path: Path, statements: list[list[tuple[object, ...
     assert read(path, CREATE + "".join(map(insert, statements))) == (expected(rows), [])
 
 
+@given(st.lists(ROW, min_size=1, max_size=6), st.sampled_from(["", "()", ",(1,'a')", ",(2,'b',x)", "\\"]))
+@settings(deadline=None, max_examples=300)
+def test_both_parsers_agree(rows: list[tuple[object, ...]], more: str):
+    """What the fast parser takes is what the exact one reads; what it does not take, it leaves to that one."""
+    values = insert(rows).removeprefix("INSERT INTO `t` VALUES ").removesuffix(";\n") + more
+    table = mysqldump.Table("t", {"id": pa.int64(), "name": pa.binary(), "x": pa.float64()}, COLUMNS["t"])
+    _, found, problems = mysqldump.parse(mysqldump.Statement(table, values.encode()))
+    exact, reasons = mysqldump._parse_rows(table, values.encode())
+    assert found.to_pylist() == exact.to_pylist()
+    assert problems == reasons
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -111,6 +123,7 @@ def test_text_is_utf8_else_latin1(path: Path, raw: bytes, text: str):
         ("(9.5,'x',1)", "9.5"),
         ("(9223372036854775808,'x',1)", "out of range"),
         ("(9,x'y,1)", "not closed"),
+        ("()", "not closed"),
     ],
 )
 def test_a_bad_row_costs_that_row(path: Path, bad: str, reason: str):

@@ -49,7 +49,9 @@ class Ear(Listener):
 def built(path, source, store):
     """Build one source; without the annotation that takes long to import."""
     settings = [f"{source}.path={path}", f"store.path={store}", "engine.workers=1"]
-    return build(load(None, [*settings, "annotation.energy_corrected=false"]), listener=Ear())
+    summary = build(load(None, [*settings, "annotation.energy_corrected=false"]), listener=Ear())
+    assert not summary.stopped, "the tests were told to stop"
+    return summary
 
 
 def jsonl(folder):

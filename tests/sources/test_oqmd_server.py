@@ -127,7 +127,9 @@ def test_every_double_comes_as_it_is(empty: str):
     assert [struct.pack("d", x) for x in found] == [struct.pack("d", x) for x in numbers]
 
 
-def test_every_text_and_integer_comes_as_it_is(empty: str):
+@pytest.mark.parametrize("page", [1, 100])
+def test_every_text_and_integer_comes_as_it_is(empty: str, monkeypatch: pytest.MonkeyPatch, page: int):
+    monkeypatch.setattr(oqmd_server, "_PAGE", page)  # one odd row makes its whole page be read row by row
     texts = [
         None,
         "",

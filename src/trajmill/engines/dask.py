@@ -67,6 +67,21 @@ class _Said:
     progress: Progress
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A function with its arguments, which is called when it is unpickled.
+
+    Dask is handed `pickle.loads` and bytes. A function of trajmill's own would be looked up by the scheduler and by the
+    message loop of the worker, and where that fails, the worker is lost; so it is a task that fails, with the reason.
+    """
+
+    call: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        function, *arguments = self.call
+        return function, tuple(arguments)
+
+
 @dataclass
 class _Worker:
     """A worker and what it is doing; `task` is None while it says which versions it has."""
@@ -129,7 +144,7 @@ class _Fleet:
 
     def _submit(self, worker: _Worker, *call: Any) -> None:
         worker.heard = time.monotonic()
-        worker.future = worker.executor.submit(*call)
+        worker.future = worker.executor.submit(pickle.loads, pickle.dumps(_Call(call)))
         worker.future.add_done_callback(self.inbox.put)
 
     def _welcome(self, address: str) -> None:

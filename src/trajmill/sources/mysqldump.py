@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from isal import igzip, igzip_lib
@@ -249,7 +250,7 @@ def parse(statement: Statement) -> tuple[str, pa.Table, list[str]]:
         The table's name, its rows, and what is wrong with the rows that could not be read.
     """
     table, values = statement.table, statement.values
-    if values[:1] == b"(" and values[-1:] == b")" and _MASK not in values:
+    if values[:1] == b"(" and values[-1:] == b")" and _MASK not in values and b"()" not in values:
         try:
             return table.name, _parse_at_once(table, values), []
         except pa.ArrowInvalid:
@@ -299,8 +300,9 @@ def _arrow(kind: pa.DataType) -> pa.DataType:
 def _parse_at_once(table: Table, values: bytes) -> pa.Table:
     """Read `(…),(…)` on one line with Arrow's CSV parser.
 
-    The text holds no raw newline, so a newline can stand for `),(`: between rows it ends the row, inside a string
-    it is turned back. Quotes are doubled for the parser, the other escapes are undone column by column.
+    The text holds no raw newline, so three of them can stand for `),(`: between rows they end the row and are two
+    empty lines that are skipped, inside a string they are turned back. Nothing moves, which is faster than
+    replacing. Quotes are doubled for the parser, the other escapes are undone column by column.
 
     Raises:
         pyarrow.ArrowInvalid: a row has a wrong number of values or one that is not of its column's type.
@@ -308,11 +310,14 @@ def _parse_at_once(table: Table, values: bytes) -> pa.Table:
     escaped = b"\\" in values
     if escaped:
         values = values.replace(rb"\\", _MASK).replace(rb"\'", b"''")
-    values = values[1:-1].replace(b"),(", b"\n")
+    text = np.frombuffer(values, np.uint8)[1:-1].copy()
+    ends = np.flatnonzero(text[:-2] == ord(")"))
+    ends = ends[(text[ends + 1] == ord(",")) & (text[ends + 2] == ord("("))]
+    text[ends] = text[ends + 1] = text[ends + 2] = ord("\n")
     rows = csv.read_csv(
-        pa.BufferReader(values),
-        read_options=csv.ReadOptions(use_threads=False, block_size=len(values) + 1, column_names=list(table.types)),
-        parse_options=csv.ParseOptions(quote_char="'", newlines_in_values=True, ignore_empty_lines=False),
+        pa.BufferReader(pa.py_buffer(text)),
+        read_options=csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=list(table.types)),
+        parse_options=csv.ParseOptions(quote_char="'", newlines_in_values=True),
         convert_options=csv.ConvertOptions(
             check_utf8=False,
             column_types=table.types,
@@ -332,7 +337,7 @@ def _parse_at_once(table: Table, values: bytes) -> pa.Table:
 
 def _text(column: pa.ChunkedArray, *, escaped: bool) -> pa.ChunkedArray:
     """Undo what `_parse_at_once` did to strings, then the escapes, then decode."""
-    column = pc.replace_substring(column, "\n", "),(")
+    column = pc.replace_substring(column, "\n\n\n", "),(")
     if escaped:
         if pc.any(pc.match_substring(column, "\\")).as_py():
             for code, character in _ESCAPES.items():

@@ -27,8 +27,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "entries": pa.schema([("entry_id", pa.int64()), ("duplicate_of_id", pa.int64())]),
     "calculations": pa.schema(
         [
-            *((name, pa.int64()) for name in ("entry_id", "id", "natoms", "input_id", "output_id", "nsteps")),
-            *((name, pa.int64()) for name in ("converged",)),
+            *((name, pa.int64()) for name in ("entry_id", "id", "input_id", "output_id")),
+            *((name, pa.int64()) for name in ("natoms", "nsteps", "converged")),
             *((name, pa.float64()) for name in ("energy", "energy_pa")),
             *((name, pa.string()) for name in ("label", "settings")),
         ]

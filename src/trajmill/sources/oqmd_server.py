@@ -1,8 +1,8 @@
 """OQMD's tables from a MySQL or MariaDB server, in one consistent snapshot and in bounded memory.
 
 The server writes each page of rows as the text that it would have in a dump, `(1,'Fe',NULL,0.5),…`, and the dump's
-parser reads it; a driver that makes objects of every value takes many times as long. Doubles come with the fewest digits
-that give the same number, as in a dump, which is tried out before anything is read.
+parser reads it; a driver that makes objects of every value takes several times as long. Doubles come with the fewest
+digits that give the same number, as in a dump, which is tried out before anything is read.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class MySQLServer:
                     last, total = following, total + rows
                     self._done += rows
                     self.progress(self._done, sum(map(self._count, self._tables)))
-                    yield Statement(self._tables[name], text)
+                    yield Statement(self._tables[name], text.replace(b"\n", rb"\n"))  # which QUOTE leaves as it is
                 if total != self._count(name):
                     raise SourceError(
                         f"{self.address}: {total} rows of table {name} came for {self._count(name)} that it has; "
