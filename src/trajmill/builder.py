@@ -33,7 +33,8 @@ class BuildSummary:
         unchanged: assets that were up to date.
         failed: why an asset could not be built, by asset.
         vanished: assets of the store that the sources no longer list; their rows were kept.
-        dropped: assets whose raw files are current no more, as their raw manifest says; their rows were removed.
+        dropped: assets whose raw files are current no more, as their raw manifest says; their rows were removed;
+            likewise where the file is now read in other parts.
         stopped: whether it was told to stop before all assets were done.
     """
 
