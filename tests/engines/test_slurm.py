@@ -2,6 +2,7 @@
 
 import inspect
 import subprocess
+import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from trajmill.engines.slurm import SlurmJobs, SlurmOptions
 from trajmill.errors import EngineError, RecipeError
 from trajmill.recipe import load
 
-jobqueue = pytest.importorskip("dask_jobqueue")
+jobqueue = slurm.dask_jobqueue()
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
 
 
@@ -112,6 +113,17 @@ def test_a_wrong_file_is_refused_in_one_line(sbatch, tmp_path, text, message):
         SlurmJobs.load(file)
     assert str(caught.value).startswith(f"{file}: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_stays_what_it_is(sbatch):
+    """Importing dask-jobqueue makes it end the program as if all were well."""
+    code = """
+import signal
+from trajmill.engines.slurm import SlurmJobs, SlurmOptions
+SlurmJobs(SlurmOptions(cores=1, memory="1GB"))
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_machine_without_slurm(monkeypatch, tmp_path):

@@ -13,12 +13,13 @@ import logging
 import os
 import pickle
 import platform
+import re
 import time
 import uuid
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from trajmill.engines.base import ATTEMPTS, Drainable, Event, Failed, Progress, Queue, Task, cores, perform
-from trajmill.errors import EngineError, require
+from trajmill.errors import EngineError, RecipeError, require
 
 if TYPE_CHECKING:
     from trajmill.engines.slurm import SlurmJobs
@@ -248,6 +249,7 @@ class DaskEngine(Drainable):
 
     Raises:
         MissingExtraError: dask.distributed is not installed.
+        RecipeError: the scheduler's address is none.
     """
 
     def __init__(
@@ -262,6 +264,11 @@ class DaskEngine(Drainable):
         self.scheduler = scheduler
         self.jobs = jobs
         self.timeout = timeout
+        if scheduler is not None and not re.fullmatch(r"(tcp|tls|ucx|wss?)://\S+:\d+", scheduler):
+            # dask's client would complain too, and then hang when the program ends
+            raise RecipeError(
+                f"engine.scheduler: {scheduler} is no address; the scheduler says it when it starts: tcp://host:8786"
+            )
         with require("dask.config", extra="dask").set(QUIET):
             self._dask = require("distributed", extra="dask")
 
@@ -307,21 +314,21 @@ class DaskEngine(Drainable):
                 where = stack.enter_context(self._local(min(self.workers, n_tasks)))
             try:
                 client = stack.enter_context(self._dask.Client(where, timeout=CONNECTING, set_as_default=False))
-            except (OSError, ValueError, TypeError) as error:  # ValueError, TypeError: no address
-                raise EngineError(
-                    f"engine.scheduler: no dask scheduler answers at {self.scheduler}; its address looks like "
-                    "tcp://host:8786, and its first lines of output say it"
-                ) from error
+            except OSError as error:
+                raise EngineError(f"engine.scheduler: no dask scheduler answers at {where}") from error
             yield client
 
-    @contextmanager
-    def _local(self, n_workers: int) -> Iterator[Any]:
+    def _local(self, n_workers: int) -> AbstractContextManager[Any]:
         """Start workers on this machine."""
-        with self._dask.LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, dashboard_address=None, preload=__name__,
-            silence_logs=logging.CRITICAL, env={"ARROW_DEFAULT_MEMORY_POOL": "system"},
-        ) as cluster:  # fmt: skip
-            yield cluster
+        try:
+            cluster: AbstractContextManager[Any] = self._dask.LocalCluster(
+                n_workers=n_workers, threads_per_worker=1, preload=__name__, silence_logs=logging.CRITICAL,
+                dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # else port 8787
+                env={"ARROW_DEFAULT_MEMORY_POOL": "system"},
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise EngineError(f"dask's workers do not start on this machine: {error.__cause__ or error}") from error
+        return cluster
 
 
 def dask_setup(worker: Any) -> None:

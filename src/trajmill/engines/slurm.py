@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import subprocess
 import time
 import tomllib
@@ -81,7 +82,7 @@ class SlurmJobs:
         self.options = options
         self.ids: list[str] = []
         self._origin = origin
-        self._jobqueue = require("dask_jobqueue", extra="dask")
+        self._jobqueue = dask_jobqueue()
         if shutil.which("sbatch") is None:
             raise RecipeError(f"{origin}: no sbatch on this machine; run where SLURM jobs can be submitted")
         self._script = ""
@@ -107,8 +108,16 @@ class SlurmJobs:
 
     @contextmanager
     def scheduler(self) -> Iterator[Any]:
-        """Run the scheduler that workers in jobs come to, on this machine; cancel all jobs in the end."""
-        with self._jobqueue.SLURMCluster(**self.arguments(), silence_logs=logging.CRITICAL) as cluster:
+        """Run the scheduler that workers in jobs come to, on this machine; cancel all jobs in the end.
+
+        Raises:
+            RecipeError: dask-jobqueue refuses an argument.
+        """
+        try:
+            cluster = self._jobqueue.SLURMCluster(**self.arguments(), silence_logs=logging.CRITICAL)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:  # no such size, no such network
+            raise RecipeError(f"{self._origin}: {error}") from error
+        with cluster:
             self._script = cluster.job_script()
             try:
                 yield cluster
@@ -175,9 +184,24 @@ class SlurmJobs:
         self.ids = alive
 
 
+def dask_jobqueue() -> Any:
+    """Import dask-jobqueue, which makes Ctrl-C end the program with exit code 0 (0.9): that is undone.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    module = require("dask_jobqueue", extra="dask")
+    if signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
+    return module
+
+
 def _call(*command: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one of SLURM's commands."""
-    return subprocess.run(command, input=script, capture_output=True, text=True, check=False)  # noqa: S603 (our own)
+    """Run one of SLURM's commands, out of reach of a Ctrl-C in the terminal."""
+    return subprocess.run(  # noqa: S603 (our own words)
+        command, input=script, capture_output=True, text=True, check=False, start_new_session=True
+    )
 
 
 def _explain(error: ValidationError) -> str:
