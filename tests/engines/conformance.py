@@ -61,7 +61,7 @@ class EngineConformance:
         events = list(engine.run([Task(str(i), chores.wait_for_go, tmp_path) for i in range(5)]))
         beside.join()
         assert len(set(together)) == len(together) == 2
-        assert {e.name for e in events[:2]} == {"0", "1"}
+        assert events[0].name in ("0", "1")  # the other may take longer to see that it may go than the next to run
         assert len(events) == 5
 
     def test_an_exception_is_a_failure_and_the_others_go_on(self, engine):
