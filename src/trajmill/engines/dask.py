@@ -46,6 +46,9 @@ NO_WORKERS = 60.0
 
 ADVICE = "if it was killed for memory, give each worker more: fewer of them per machine"
 
+LONG = 1.0
+"""Seconds after which a task may leave much to collect: looking through all that dask holds takes a tenth of that."""
+
 LOST = "the connection to dask's scheduler was lost; what was committed is unharmed: run again to go on"
 
 QUIET = {"logging": dict.fromkeys(("asyncio", "distributed", "distributed.client", "tornado"), "critical")}
@@ -377,12 +380,15 @@ def _work(task: Task, topic: str, folder: str) -> bytes:
     """Run a task in a worker of dask's."""
     from distributed import get_worker
 
-    worker = get_worker()
+    worker, started = get_worker(), time.monotonic()
     with suppress(OSError):  # what is relative is relative to the client's folder; there may be nothing relative
         os.chdir(folder)
+
+    def tell(said: Progress) -> None:
+        worker.log_event(topic, [worker.address, said.name, *said.numbers])
+
     try:
-        return perform(
-            task, lambda said: worker.log_event(topic, [worker.address, said.name, *said.numbers]), every=REPORT_EVERY
-        )
+        return perform(task, tell, every=REPORT_EVERY)
     finally:
-        gc.collect()
+        if time.monotonic() - started > LONG:
+            gc.collect()
