@@ -64,7 +64,7 @@ def _wait_for(command: list[str], expected: str, folder: Path) -> None:
 
 @contextmanager
 def running(folder: Path) -> Iterator[None]:
-    """Run SLURM; its commands find it by SLURM_CONF. Skip the test where it is not installed: it is no server that machines have."""
+    """Run SLURM; its commands find it by SLURM_CONF. Skip the test where it is not installed, as on most machines."""
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _find(name)]
     if missing:
         pytest.skip(f"no SLURM here: {', '.join(missing)} not found (Debian: slurm-wlm, munge)")
