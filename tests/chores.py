@@ -48,6 +48,11 @@ def started(folder):
     return [int(file.name.partition(".")[2]) for file in sorted(folder.glob("pid-*"))]
 
 
+def started_names(folder):
+    """Names that tasks of one letter left with their traces."""
+    return {file.name[len("pid-")] for file in folder.glob("pid-*")}
+
+
 def _trace(folder, name=""):
     (folder / f"pid-{name}{len(list(folder.glob('pid-*')))}.{os.getpid()}").touch()
 
@@ -105,6 +110,13 @@ def wait_for_go(folder, report):
     _trace(folder)
     wait_for((folder / "go").exists, what="go")
     return os.getpid()
+
+
+def say_and_wait_for_go(argument, report):
+    """Leave a name of one letter in the folder's trace and wait."""
+    folder, name = argument
+    _trace(folder, name)
+    wait_for((folder / "go").exists, what="go")
 
 
 def talk_until_go(folder, report):

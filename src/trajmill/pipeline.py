@@ -113,7 +113,7 @@ class _Mill:
         """Take a record; records are worked on many at a time, which is cheaper."""
         self.records.append(record)
         self.frames += record.n_frames
-        self.size["record"] += sum(_size(t) for t in record.trajectories) + 1
+        self.size["record"] += sum(_size(t) for t in record.trajectories) + 30 * (1 + len(record.rejections))
         if self.size["record"] >= BATCH_RECORDS:
             self._work()
 

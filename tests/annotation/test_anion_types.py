@@ -81,3 +81,9 @@ def test_peroxide():
     lattice = 6 * np.eye(3)
     positions = np.array([[0, 0, 0], [1.5, 0, 0], [3, 3, 3]])
     assert oxide_type(lattice, positions, np.array([8, 8, 56])) == "peroxide"
+
+
+@pytest.mark.parametrize("numbers", [[8, 8, 56], [16, 16, 56], [16, 56, 56]])
+def test_atoms_on_one_another(numbers):
+    positions = np.array([[1.0, 1, 1], [1.0, 1, 1], [3, 3, 3]])
+    agree(6 * np.eye(3), positions, numbers)

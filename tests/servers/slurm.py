@@ -64,9 +64,9 @@ def _wait_for(command: list[str], expected: str, folder: Path) -> None:
 
 @contextmanager
 def running(folder: Path) -> Iterator[None]:
-    """Run SLURM; its commands find it by SLURM_CONF. Skip the test where it is not installed, as on most machines."""
+    """Run SLURM; its commands find it by SLURM_CONF. Skip the test where it is not installed, fail on CI."""
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _find(name)]
-    if missing:
+    if missing and os.environ.get("CI") != "true":
         pytest.skip(f"no SLURM here: {', '.join(missing)} not found (Debian: slurm-wlm, munge)")
     folder.mkdir(mode=0o755)
     (folder / "munge.key").write_bytes(os.urandom(128))

@@ -52,7 +52,7 @@ def oxide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -> 
     oxygen = numbers == NUMBERS["O"]
     if not oxygen.any() or oxygen.all():
         return "None"
-    distances = _distances(lattice, positions[oxygen], positions, PEROXIDE + MARGIN)
+    distances = _distances(lattice, positions, oxygen, PEROXIDE + MARGIN)
     if distances is not None:
         nearest = distances.min(axis=2)
         peroxide, hydroxide = nearest[:, oxygen], nearest[:, numbers == NUMBERS["H"]]
@@ -64,8 +64,8 @@ def oxide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -> 
     return str(ask(_structure(lattice, positions, numbers), 1.05))
 
 
-def _distances(lattice: FloatArray, a: FloatArray, b: FloatArray, radius: float) -> FloatArray | None:
-    """Return (len(a), len(b), n) distances to the images that can be within the radius, A; inf to an atom itself.
+def _distances(lattice: FloatArray, positions: FloatArray, of: NDArray[np.bool_], radius: float) -> FloatArray | None:
+    """Return (n_of, n_atoms, n_images) distances to all that can be within the radius, A; inf to an atom itself.
 
     None in a cell so thin that there are too many images, or that is not finite.
     """
@@ -73,11 +73,12 @@ def _distances(lattice: FloatArray, a: FloatArray, b: FloatArray, radius: float)
     reach = np.floor(radius * np.linalg.norm(inverse, axis=0) + 0.5)
     if not (reach <= MAX_REACH).all():
         return None
-    delta = b @ inverse - (a @ inverse)[:, None]
+    fractional = positions @ inverse
+    delta = fractional - fractional[of][:, None]
     delta -= np.rint(delta)
     shifts = np.array(list(itertools.product(*(np.arange(-n, n + 1) for n in reach))))
     squares = (((delta[:, :, None] + shifts) @ lattice) ** 2).sum(axis=3)
-    squares[squares < MARGIN**2] = np.inf
+    squares[np.arange(of.sum()), np.flatnonzero(of), len(shifts) // 2] = np.inf
     distances: FloatArray = np.sqrt(squares)
     return distances
 
@@ -110,7 +111,7 @@ def _clear_sulfide_type(
 
     pymatgen looks at inequivalent atoms only; where all say the same it does not matter which these are.
     """
-    distances = _distances(lattice, positions[sulfur], positions, SULFUR_SEARCH)
+    distances = _distances(lattice, positions, sulfur, SULFUR_SEARCH)
     if distances is None:
         return None
     elements = np.repeat(numbers, distances.shape[2])
@@ -125,6 +126,8 @@ def _says(distances: FloatArray, elements: Numbers) -> str | None:
     sulfur's.
     """
     nearest = distances.min()
+    if nearest < MARGIN:  # on top of one another
+        return None
     shell = np.flatnonzero(distances < nearest + SULFUR_SHELL + MARGIN)
     if nearest + SULFUR_SHELL + MARGIN > SULFUR_SEARCH or distances[shell].max() > nearest + SULFUR_SHELL - MARGIN:
         return None

@@ -34,7 +34,7 @@ def energy_corrected(t: Trajectory) -> tuple[FloatArray, str | None]:
     reason = None
     counts = tuple(Counter(t.symbols).items())  # in the order of the sites, which decides the order of summation
     settings = t.run_type, tuple(t.hubbard_u.items()), tuple(t.potentials)
-    last = np.flatnonzero(np.diff(t.relaxation_number, append=-1))  # the final frame of each calculation
+    last = np.flatnonzero(np.append(np.diff(t.relaxation_number) != 0, True))  # the final frame of each calculation
     for frame in last.tolist():
         frames = t.relaxation_number == t.relaxation_number[frame]
         try:

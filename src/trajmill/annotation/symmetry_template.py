@@ -327,8 +327,9 @@ def _lattice_rows(near: bytes) -> FloatArray:
 
 def _table(group: FloatArray) -> NDArray[np.int64] | None:
     """Return the multiplication table (n, n) of matrices with entries -1 to 1; None if they are no group."""
-    codes = (group.reshape(-1, 9) @ 3.0 ** np.arange(9)).astype(np.int64)
-    products = ((group[:, None] @ group).reshape(len(group), -1, 9) @ 3.0 ** np.arange(9)).astype(np.int64)
+    digits = 7.0 ** np.arange(9)  # entries of a product are -3 to 3: no two matrices have the same code
+    codes = (group.reshape(-1, 9) @ digits).astype(np.int64)
+    products = ((group[:, None] @ group).reshape(len(group), -1, 9) @ digits).astype(np.int64)
     order = np.argsort(codes)
     place = np.searchsorted(codes[order], products).clip(max=len(group) - 1)
     table: NDArray[np.int64] = order[place]
