@@ -97,14 +97,17 @@ class TestClock:
 
 
 class Few(random.Random):
-    """Chance that kills a worker, then the build, then whatever, and then lets go."""
+    """Chance that kills the build, then a worker, then whatever, and then lets go."""
 
     def __init__(self):
         super().__init__(0)
-        self.pauses, self.whole = [2, 2, 2], [1, 0]
+        self.pauses, self.whole = [2, 2, 2], [0, 1]
 
     def expovariate(self, lambd):
         return self.pauses.pop() if self.pauses else 1000
+
+    def choice(self, victims):
+        return victims[0]  # the inherited one would use up what `random` has
 
     def random(self):
         return self.whole.pop(0) if self.whole else super().random()

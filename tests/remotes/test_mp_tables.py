@@ -161,7 +161,7 @@ def compare(full, local, workspace, options, rules):
         assert whole.n_frames == copied.n_frames
         assert whole.rejections == copied.rejections
         for one, other in zip(whole.trajectories, copied.trajectories, strict=True):
-            (a, why), (b, why_too) = (curate(t, rules) for t in (one, other))
+            (a, why), (b, why_too) = curate([one, other], rules)
             if any(
                 text.startswith("arrays not fetched") for text in other.faults.values()
             ):  # which calculation a frame belongs to stood in the geometries
@@ -444,7 +444,7 @@ def test_a_row_that_turns_out_wanted_after_all_is_rejected_and_says_why(s3, upst
     [record] = records(opened(upstream.local, tmp_path / "work"))
     [trajectory] = record.trajectories
     assert (record.n_frames, trajectory.functional) == (4, "scan")
-    kept, rejections = curate(trajectory, recipe.Rules())
+    [(kept, rejections)] = curate([trajectory], recipe.Rules())
     assert kept is None
     assert [(r.rejected_by, r.detail, r.n_frames) for r in rejections] == [
         ("targets", "arrays not fetched (run type HSE06)", 1)
@@ -457,7 +457,7 @@ def test_a_licence_accepted_since_the_fetch_is_rejected_and_says_why(s3, upstrea
     Fetched(upstream.local).run(remote(s3))
     [record] = records(opened(upstream.local, tmp_path / "work"))
     rules = recipe.Rules(license=recipe.License(accept=("BY-C", "BY-NC")))
-    _, rejections = curate(record.trajectories[0], rules)
+    [(_, rejections)] = curate(record.trajectories[:1], rules)
     assert {r.detail for r in rejections} == {"arrays not fetched (licence BY-NC)"}
     assert sum(r.n_frames for r in rejections) == record.n_frames == 4
 
