@@ -119,7 +119,7 @@ def measure_stages(name: str, folder: Path) -> dict[str, Any]:
         clock.watch(type(store), "commit", "commit")
         balance = Balance()
         for asset in assets:
-            built = pipeline.build_asset(pipeline.Job(source, asset, recipe, store.address))
+            built = pipeline.build_asset(pipeline.Job(source, asset, recipe, store.for_worker(asset.name)))
             assert not isinstance(built, pipeline.Unchanged)
             store.commit(built)
             balance += built.balance

@@ -49,8 +49,8 @@ def one(*trajectories, rejections=(), n_frames=None):
 
 
 def job(path, *records, **options):
-    DeltaStore(path, create=True)
-    return Job(Listed(records, **options), ASSET, fakes.recipe(path), path)
+    store = DeltaStore(path, create=True).for_worker(ASSET.name)
+    return Job(Listed(records, **options), ASSET, fakes.recipe(path), store)
 
 
 def built(path, *records):
@@ -184,6 +184,7 @@ def test_the_same_again_is_not_read(tmp_path):
 def test_any_change_of_what_decides_rows_builds_again(tmp_path, change):
     first = job(tmp_path, one(fakes.trajectory()))
     DeltaStore(tmp_path).commit(build_asset(first))
+    first = replace(job(tmp_path), source=first.source)  # which knows of the commit
     options = {"rule": "rules.energy_window.above=0.5", "annotation": "annotation.symprec=1e-3"}
     if change in options:
         changed = replace(first, recipe=fakes.recipe(tmp_path, 1, options[change]))
@@ -196,7 +197,7 @@ def test_paths_and_workers_change_nothing(tmp_path):
     first = job(tmp_path, one(fakes.trajectory()))
     DeltaStore(tmp_path).commit(build_asset(first))
     again = fakes.recipe(tmp_path, 7, "mp.path=elsewhere", "release.rows_per_file=3")
-    assert build_asset(replace(first, recipe=again)) == Unchanged(ASSET.name)
+    assert build_asset(replace(job(tmp_path), source=first.source, recipe=again)) == Unchanged(ASSET.name)
 
 
 # --- resources

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from making import ints, make
-from trajmill.trajectory import FRAME_FIELDS, Trajectory
+from trajmill.trajectory import FRAME_FIELDS, Frames, Trajectory
 
 OPTIONAL = {
     "energy_sigma0": np.arange(3.0),
@@ -59,3 +59,35 @@ def test_facts_of_the_cell():
 def test_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make().energy = None
+
+
+def test_a_changed_copy_leaves_the_original():
+    t = make(2, is_input=np.array([True, False]))
+    assert t.labelled.tolist() == [False, True]
+    other = t.changed(is_input=None, notes=("new",))
+    assert other.labelled.tolist() == [True, True], "nothing cached came along"
+    assert (t.notes, other.notes, t.labelled.tolist()) == ((), ("new",), [False, True])
+    assert other.forces is t.forces
+
+
+def test_frames_of_many_trajectories():
+    forces = np.ones((3, 2, 3))
+    forces[1, 1, 2] = np.nan
+    frames = Frames(
+        [
+            make(2, ("O",), is_input=np.array([True, True])),
+            make(3, ("O", "H"), forces=forces),
+            make(2, ("O",), is_input=np.array([False, True])),
+        ]
+    )
+    assert frames.owner.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert frames.n_atoms.tolist() == [1, 1, 2, 2, 2, 1, 1]
+    assert frames.follows.tolist() == [False, True, False, True, True, False, True]
+    assert frames.labelled.tolist() == [False, False, True, True, True, True, False]
+    assert frames.last.tolist() == [-1, 4, 5]
+    assert np.flatnonzero(frames.any_component("forces", np.isnan)).tolist() == [3]
+
+
+def test_frames_without_atoms():
+    frames = Frames([make(1, ()), make(1, ("O",), forces=np.full((1, 1, 3), np.nan)), make(1, ())])
+    assert frames.any_component("forces", np.isnan).tolist() == [False, True, False]

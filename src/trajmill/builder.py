@@ -90,7 +90,7 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
     store = open_store(recipe.store.path, create=True)
     summary = BuildSummary()
     with store.locked():
-        jobs = _jobs(recipe, sources, store.address, listener)
+        jobs = _jobs(recipe, sources, store, listener)
         names = {source.name for source in sources}
         gone = [a for a in store.assets() if a not in jobs and a.partition("/")[0] in names]
         read = {whole_file(name) for name in jobs}  # a file may be read in other parts than it was
@@ -115,10 +115,10 @@ def build(recipe: Recipe, *, listener: Listener | None = None) -> BuildSummary:
     return summary
 
 
-def _jobs(recipe: Recipe, sources: Iterable[Source], store: str, listener: Listener) -> dict[str, Job]:
+def _jobs(recipe: Recipe, sources: Iterable[Source], store: Store, listener: Listener) -> dict[str, Job]:
     """Prepare the sources and list what is to be built, by asset."""
     jobs: dict[str, Job] = {}
-    work = recipe.store.work or work_folder(store)
+    work = recipe.store.work or work_folder(store.address)
     for source in sources:
         listener.preparing(source.name)
         with _alone(work, source.name):
@@ -126,7 +126,7 @@ def _jobs(recipe: Recipe, sources: Iterable[Source], store: str, listener: Liste
         for asset in source.assets():
             if asset.name in jobs:
                 raise SourceError(f"{source.name}: {asset.name} is listed twice, as {asset.path} too")
-            jobs[asset.name] = Job(source, asset, recipe, store)
+            jobs[asset.name] = Job(source, asset, recipe, store.for_worker(asset.name))
     listener.started({name: job.asset.size for name, job in jobs.items()})
     return jobs
 

@@ -16,20 +16,18 @@ from numpy.typing import NDArray
 from trajmill.elements import NUMBERS, anonymous_formula, descriptive_formula, reduced_formula
 from trajmill.schema import BOOL, FILE_SCHEMA, FLOATS, INT8, LEDGER, STRING, STRINGS
 from trajmill.sources.base import Rejection
-from trajmill.trajectory import FloatArray, Trajectory
+from trajmill.trajectory import FloatArray, Frames, Trajectory
 from trajmill.units import stress_from_vasp
 
 
 def encode(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
     """Encode curated and annotated trajectories as rows of `FILE_SCHEMA`, in order.
 
-    A trajectory's input frames (OQMD) and labelled frames never come mixed: select one kind before.
+    Which of them are input geometries (OQMD), `Frames(trajectories).labelled` tells.
     """
-    lengths = np.array([len(t) for t in trajectories])
-    ends = np.cumsum(lengths) - 1
-    atoms = np.repeat([t.n_atoms for t in trajectories], lengths)
-    of_frame = pa.array(np.repeat(np.arange(len(trajectories), dtype=np.int32), lengths))
-    n = int(lengths.sum())
+    frames = Frames(trajectories)
+    atoms, last, n = frames.n_atoms, frames.last, len(frames.owner)
+    of_frame = pa.array(frames.owner.astype(np.int32))
 
     def each(value: Callable[[Trajectory], Any], dtype: pa.DataType) -> pa.Array:
         """Evaluate once per trajectory, repeat for its frames."""
@@ -49,7 +47,8 @@ def encode(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
 
     energy, forces = joined("energy"), vectors("forces")
     final = np.zeros(n, bool)
-    final[ends] = [t.labelled[-1] for t in trajectories]
+    final[last[last >= 0]] = True
+    final_energy = np.where(last < 0, np.nan, energy[last])[frames.owner]
     space_group = joined("space_group", 0).astype(np.int32)
     trajectory_id = each(lambda t: t.trajectory_id, STRING)
     step = pa.array(joined("relaxation_step").astype(np.int32))
@@ -60,8 +59,8 @@ def encode(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
         "chemical_formula_reduced": each(lambda t: reduced_formula(t.composition), STRING),
         "chemical_formula_descriptive": each(lambda t: descriptive_formula(t.composition), STRING),
         "nelements": each(lambda t: len(t.composition), INT8),
-        "dimension_types": each(lambda _: [1, 1, 1], pa.list_(INT8)),
-        "nperiodic_dimensions": each(lambda _: 3, INT8),
+        "dimension_types": pa.ListArray.from_arrays(pa.array(np.arange(0, 3 * n + 1, 3, dtype=np.int32)), pa.repeat(pa.scalar(1, INT8), 3 * n)),
+        "nperiodic_dimensions": pa.repeat(pa.scalar(3, INT8), n),
         "lattice_vectors": _nested(vectors("lattice"), np.full(n, 3)),
         "immutable_id": each(lambda t: t.immutable_id, STRING),
         "cartesian_site_positions": _nested(vectors("positions"), atoms),
@@ -87,7 +86,7 @@ def encode(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
         "is_final": pa.array(final),
         "relaxation_converged": each(lambda t: t.relaxation_converged, BOOL),
         "max_force": pa.array(np.maximum.reduceat(np.linalg.norm(forces, axis=1), np.cumsum(atoms) - atoms), from_pandas=True),
-        "energy_above_final": pa.array((energy - np.repeat(energy[ends], lengths)) / atoms, from_pandas=True),
+        "energy_above_final": pa.array((energy - final_energy) / atoms, from_pandas=True),
         "energy_sigma0": scalar("energy_sigma0"),
         "magnetic_moments": _moments(trajectories),
         "encut": scalar("encut"),

@@ -6,13 +6,14 @@ import gc
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 
 from trajmill.annotation import annotate
 from trajmill.codec import encode, encode_rejections
@@ -21,9 +22,8 @@ from trajmill.errors import BalanceError
 from trajmill.recipe import Recipe
 from trajmill.schema import DATA_MODEL_VERSION
 from trajmill.sources.base import Asset, Record, Rejection, Source
-from trajmill.stores import open_store
-from trajmill.stores.base import AssetWriter, Balance, Commit
-from trajmill.trajectory import Trajectory
+from trajmill.stores.base import AssetWriter, Balance, Commit, Store
+from trajmill.trajectory import Frames, Trajectory
 
 BATCH_SIZE = 100_000
 """Atoms (of all frames) that are encoded at once: some 20 MB of arrays. See `_size`."""
@@ -37,12 +37,19 @@ BATCH_REJECTIONS = 10_000
 
 @dataclass(frozen=True)
 class Job:
-    """One asset to build; all a worker needs."""
+    """One asset to build; all a worker needs.
+
+    Attributes:
+        source: where it comes from.
+        asset: which.
+        recipe: how it is built.
+        store: where its rows go, as `Store.for_worker` gives it.
+    """
 
     source: Source
     asset: Asset
     recipe: Recipe
-    store: str
+    store: Store
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,7 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
         BalanceError: kept + rejected is not what the reader counted, or ids would repeat.
         StoreError: the rows cannot be written.
     """
-    store = open_store(job.store)
-    name, source = job.asset.name, job.source
+    store, name, source = job.store, job.asset.name, job.source
     raw = source.raw_digest(job.asset)
     parts = [raw, job.recipe.content_digest(source.name), str(DATA_MODEL_VERSION), name]
     # facts are looked up for the records the asset had; the raw digest vouches that it has the same ones now
@@ -105,22 +111,25 @@ class _Mill:
     seen: set[str] = field(default_factory=set)
     frames: int = 0
     records: list[Record] = field(default_factory=list)
-    pending: dict[str, list[Trajectory]] = field(default_factory=lambda: {"frame": [], "input": []})
-    size: Counter[str] = field(default_factory=Counter)
+    records_size: int = 0
+    pending: list[Trajectory] = field(default_factory=list)
+    pending_size: int = 0
     rejections: list[Rejection] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
         """Take a record; records are worked on many at a time, which is cheaper."""
         self.records.append(record)
         self.frames += record.n_frames
-        self.size["record"] += sum(_size(t) for t in record.trajectories) + 30 * (1 + len(record.rejections))
-        if self.size["record"] >= BATCH_RECORDS:
+        self.records_size += sum(_size(t) for t in record.trajectories) + 30 * (1 + len(record.rejections))
+        if self.records_size >= BATCH_RECORDS:
             self._work()
 
     def _work(self) -> None:
         """Curate and annotate the records at hand, check their balance, queue their rows."""
         records, self.records = self.records, []
-        self.size["record"] = 0
+        self.records_size = 0
+        if not records:
+            return
         recipe = self.job.recipe
         curated = iter(curate([t for record in records for t in record.trajectories], recipe.rules))
         rejections = [list(record.rejections) for record in records]
@@ -133,20 +142,16 @@ class _Mill:
                 elif rest is not None:
                     left.append(rest)
         annotated = iter(annotate([t for left in kept for t in left], recipe.annotation))
-        for record, lost, left in zip(records, rejections, kept, strict=True):
-            self._settle(record, list(islice(annotated, len(left))), lost)
-
-    def _settle(self, record: Record, kept: list[Trajectory], rejections: list[Rejection]) -> None:
-        """Check a record's balance and queue its rows."""
-        self.balance += _count(record, kept, rejections, self.job.asset)
-        self.task_ids.update(t.task_id for t in kept)
-        self.task_ids.update(r.task_id for r in rejections if r.task_id is not None)
-        for trajectory in kept:
-            self._queue("frame", trajectory.select(trajectory.labelled))
-            self._queue("input", trajectory.select(~trajectory.labelled))
-        self.rejections += rejections
-        if len(self.rejections) >= BATCH_REJECTIONS:
-            self._flush_rejections()
+        kept = [list(islice(annotated, len(left))) for left in kept]
+        self.balance += _count(records, kept, rejections, self.job.asset)
+        for left, lost in zip(kept, rejections, strict=True):
+            self.task_ids.update(t.task_id for t in left)
+            self.task_ids.update(r.task_id for r in lost if r.task_id is not None)
+            for trajectory in left:
+                self._queue(trajectory)
+            self.rejections += lost
+            if len(self.rejections) >= BATCH_REJECTIONS:
+                self._flush_rejections()
 
     def _repeated(self, t: Trajectory) -> Rejection | None:
         """Turn away an identifier that came before in the same asset, so that ids are unique by construction."""
@@ -159,17 +164,19 @@ class _Mill:
             functional=t.functional, run_type=t.run_type,
         )  # fmt: skip
 
-    def _queue(self, role: str, trajectory: Trajectory) -> None:
-        if len(trajectory):
-            self.pending[role].append(trajectory)
-            self.size[role] += _size(trajectory)
-            if self.size[role] >= BATCH_SIZE:
-                self._flush(role)
+    def _queue(self, trajectory: Trajectory) -> None:
+        self.pending.append(trajectory)
+        self.pending_size += _size(trajectory)
+        if self.pending_size >= BATCH_SIZE:
+            self._flush()
 
-    def _flush(self, role: str) -> None:
-        self.writer.write(role, encode(self.pending[role]))
-        self.pending[role].clear()
-        self.size[role] = 0
+    def _flush(self) -> None:
+        rows, labelled = encode(self.pending), Frames(self.pending).labelled
+        self.pending.clear()
+        self.pending_size = 0
+        for role, its in (("frame", labelled), ("input", ~labelled)):
+            if its.any():
+                self.writer.write(role, rows if its.all() else rows.filter(pa.array(its)))
 
     def _flush_rejections(self) -> None:
         self.writer.write("rejection", encode_rejections(self.rejections))
@@ -178,9 +185,8 @@ class _Mill:
     def finish(self) -> None:
         """Work on what is still there and write what is still queued."""
         self._work()
-        for role, trajectories in self.pending.items():
-            if trajectories:
-                self._flush(role)
+        if self.pending:
+            self._flush()
         if self.rejections:
             self._flush_rejections()
 
@@ -190,29 +196,44 @@ def _size(trajectory: Trajectory) -> int:
     return len(trajectory) * (trajectory.n_atoms + 10) + 30
 
 
-def _count(record: Record, kept: list[Trajectory], rejections: list[Rejection], asset: Asset) -> Balance:
-    """Count a record and check that nothing of it went missing."""
+def _count(
+    records: Sequence[Record], kept: Sequence[list[Trajectory]], rejections: Sequence[list[Rejection]], asset: Asset
+) -> Balance:
+    """Count records and check that nothing of them went missing."""
+    all_kept = [t for left in kept for t in left]
     rejected: Counter[str] = Counter()
-    for rejection in rejections:
-        rejected[rejection.rejected_by] += rejection.n_frames or 0
-    frames = sum(len(t) for t in kept)
-    who = [*(t.task_id for t in record.trajectories), *(r.task_id for r in rejections), None][0]
-    if any((np.diff(t.relaxation_step) <= 0).any() for t in kept):
-        raise BalanceError(f"{asset.name}: record {who} has step numbers that do not grow; please report this")
-    if record.n_frames != frames + rejected.total() or not (kept or rejections):
-        raise BalanceError(
-            f"{asset.name}: record {who} has {record.n_frames} frames, "
-            f"but {frames} were kept and {rejected.total()} rejected; please report this"
-        )
+    records_rejected: Counter[str] = Counter()
+    for record, left, lost in zip(records, kept, rejections, strict=True):
+        n_kept, n_lost = sum(map(len, left)), 0
+        for rejection in lost:
+            n_lost += rejection.n_frames or 0
+            rejected[rejection.rejected_by] += rejection.n_frames or 0
+        if record.n_frames != n_kept + n_lost or not (left or lost):
+            who = [*(t.task_id for t in record.trajectories), *(r.task_id for r in lost), None][0]
+            raise BalanceError(
+                f"{asset.name}: record {who} has {record.n_frames} frames, "
+                f"but {n_kept} were kept and {n_lost} rejected; please report this"
+            )
+        if not left:
+            records_rejected[max(lost, key=_got_to).rejected_by] += 1
+    inputs = no_space_group = 0
+    if all_kept:
+        frames = Frames(all_kept)
+        step = frames.joined("relaxation_step")
+        if (falls := frames.follows & (step <= np.roll(step, 1))).any():
+            who = all_kept[frames.owner[falls][0]].task_id
+            raise BalanceError(f"{asset.name}: record {who} has step numbers that do not grow; please report this")
+        inputs = int((~frames.labelled).sum())
+        no_space_group = sum(int((t.space_group == 0).sum()) for t in all_kept if t.space_group is not None)
     return Balance(
-        records=1,
-        frames=record.n_frames,
-        records_kept=int(bool(kept)),
-        kept=frames,
-        inputs=sum(int((~t.labelled).sum()) for t in kept),
+        records=len(records),
+        frames=sum(record.n_frames for record in records),
+        records_kept=sum(map(bool, kept)),
+        kept=sum(map(len, all_kept)),
+        inputs=inputs,
         rejected=rejected,
-        records_rejected=Counter() if kept else Counter([max(rejections, key=_got_to).rejected_by]),
-        no_space_group=sum(int((t.space_group == 0).sum()) for t in kept if t.space_group is not None),
+        records_rejected=records_rejected,
+        no_space_group=no_space_group,
     )
 
 

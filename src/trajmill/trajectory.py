@@ -1,9 +1,8 @@
-"""The one record that every step works on."""
+"""The one record that every step works on, and many of them at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -159,7 +158,53 @@ class Trajectory:
 
         Like `dataclasses.replace`, which takes longer for so many fields than curating a short trajectory.
         """
-        other = copy(self)
+        other = object.__new__(Trajectory)
+        other.__dict__.update(self.__dict__)
         other.__dict__.pop("labelled", None)
         other.__dict__.update(fields)
         return other
+
+
+class Frames:
+    """The frames of many trajectories in one row: what is quickly said of each is said of all at once.
+
+    Args:
+        trajectories: one at least.
+
+    Attributes:
+        owner: (n_frames,) index of the trajectory of each frame.
+        n_atoms: (n_frames,) number of atoms of each frame.
+        follows: (n_frames,) whether the frame before is of the same trajectory.
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        self._trajectories = trajectories
+        lengths = [len(t) for t in trajectories]
+        self.owner = np.repeat(np.arange(len(trajectories)), lengths)
+        self.n_atoms = np.repeat([t.n_atoms for t in trajectories], lengths)
+        self.follows: BoolArray = np.append(False, self.owner[1:] == self.owner[:-1])
+
+    def joined(self, name: str) -> NDArray[Any]:
+        """Return a field of all frames; of all trajectories' atoms where it has one value for each."""
+        return np.concatenate([getattr(t, name) for t in self._trajectories])
+
+    @cached_property
+    def labelled(self) -> BoolArray:
+        """(n_frames,) True where the frame is no unlabelled input geometry."""
+        return self.joined("labelled")
+
+    @cached_property
+    def last(self) -> NDArray[np.int64]:
+        """(n_trajectories,) the last labelled frame of each, -1 where there is none."""
+        last: NDArray[np.int64] = np.full(len(self._trajectories), -1)
+        labelled = np.flatnonzero(self.labelled)
+        last[self.owner[labelled]] = labelled  # of several the last one stays
+        return last
+
+    def any_component(self, name: str, condition: Callable[[FloatArray], BoolArray]) -> BoolArray:
+        """(n_frames,) whether the condition holds for a component of a vector of an atom."""
+        values = np.concatenate([getattr(t, name).reshape(-1) for t in self._trajectories])
+        counts = np.append(0, np.cumsum(condition(values)))
+        ends = np.cumsum(3 * self.n_atoms)
+        found: BoolArray = counts[ends] > counts[ends - 3 * self.n_atoms]
+        return found

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,3 +199,29 @@ def test_nothing_vanishes(n, source, symbols, holes, toggled, seed):
         section = "energy_window" if rejection.rejected_by == "final_frame_outlier" else rejection.rejected_by
         assert enabled[section]["enabled"]
         assert rejection.detail
+
+
+# --- screens
+
+
+@st.composite
+def odd_trajectories(draw):
+    """Draw a trajectory with all that rules with a screen look for."""
+    n, atoms = draw(st.integers(1, 5)), draw(st.integers(0, 2))
+    t = make(n, ("O",) * atoms)
+    values = st.sampled_from([0.0, -1.0, -1.0, 0.4, 5.0, np.nan, np.inf])
+    energy = np.array(draw(st.lists(values, min_size=n, max_size=n)))
+    forces = np.array(draw(st.lists(values, min_size=n * atoms * 3, max_size=n * atoms * 3))).reshape(n, atoms, 3)
+    inputs = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    return replace(t, energy=energy, forces=forces, is_input=draw(st.sampled_from([None, inputs])))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value|divide by zero")
+@given(drawn=st.lists(odd_trajectories(), min_size=1, max_size=6))
+def test_a_screen_changes_no_verdict(drawn):
+    screened = [rule for rule in RULES if rule.screen is not None]
+    assert [rule.name for rule in screened] == ["targets", "duplicate_frames", "final_frame_outlier", "energy_window"]
+    for rule in screened:
+        options = getattr(DEFAULT, rule.section or rule.name)
+        alone = [rule.reject(t, options) for t in drawn]
+        assert [verdict or None for verdict in rule.verdicts(drawn, options)] == [verdict or None for verdict in alone]

@@ -4,6 +4,7 @@ What is written, in what order and in which batches, must come back the same to 
 """
 
 import hashlib
+import pickle
 import subprocess
 import sys
 import threading
@@ -192,6 +193,18 @@ class StoreConformance:
             assert seen.built_with() == {"mp": [RECIPE], "oqmd": [RECIPE]}
             assert sorted(seen.task_ids("mp/a")) == ["r-1", "t-1"]
             assert list(seen.task_ids("mp/none")) == []
+
+    def test_what_is_sent_to_a_worker_knows_its_asset(self, store):
+        put(store, "mp/a")
+        put(store, "mp/b", frame=[frames("b", asset="mp/b")])
+        worker = pickle.loads(pickle.dumps(store.for_worker("mp/a")))
+        assert worker.committed("mp/a", fingerprint("mp/a"))
+        assert sorted(worker.task_ids("mp/a")) == ["r-1", "t-1"]
+        new = pickle.loads(pickle.dumps(store.for_worker("mp/new")))
+        assert not new.committed("mp/new", fingerprint("mp/new"))
+        assert list(new.task_ids("mp/new")) == []
+        store.commit(write(new, "mp/new", frame=[frames("n", asset="mp/new", n_frames=1)]))
+        assert tasks(store, assets=["mp/new"]) == [("mp/new", "n")]
 
     def test_an_asset_without_rows(self, store):
         put(store, "mp/a")

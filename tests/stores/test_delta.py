@@ -28,6 +28,7 @@ from trajmill.schema import ADDED, LEDGER, PARTITIONS, PUBLISHED
 from trajmill.stores import delta
 from trajmill.stores.base import Balance, Commit
 from trajmill.stores.delta import DeltaStore
+from trajmill.stores.delta_log import DeltaLog
 
 ODD = "alexandria/a b=c#d%e%2F&+/Übung 'x\" [1]*?.json.bz2"
 VERSIONS = {"trajmill": "1"}
@@ -129,16 +130,25 @@ def test_fingerprints_survive_checkpoints_and_reopening(store):
     assert not again.committed("mp/9", fingerprint("mp/9"))
 
 
-def test_deltalake_makes_checkpoints_and_keeps_the_history(store):
+def test_checkpoints_are_made_and_the_history_is_kept(store, monkeypatch):
     """An old log that is cleaned up would take versions, fingerprints and balances with it."""
-    for i in range(101):
+    monkeypatch.setattr(delta, "CHECKPOINT_EVERY", 10)
+    for i in range(25):
         store.commit(Commit(f"mp/{i}", fingerprint(str(i)), (), Balance(records=i), VERSIONS, str(i), RECIPE))
     log = store.path / "_delta_log"
-    assert list(log.glob("*.checkpoint.parquet"))
+    assert [int(file.name[:20]) for file in sorted(log.glob("*.checkpoint.parquet"))] == [10, 20]
     again = DeltaStore(store.path)
-    assert len(again.balances()) == 101
-    assert all(again.committed(f"mp/{i}", fingerprint(str(i))) for i in range(101))
+    assert len(again.balances()) == 25
+    assert all(again.committed(f"mp/{i}", fingerprint(str(i))) for i in range(25))
     assert DeltaStore(store.path, version=5).version == 5
+
+
+def test_a_checkpoint_that_fails_harms_nothing(store, monkeypatch):
+    monkeypatch.setattr(delta, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(DeltaTable, "create_checkpoint", lambda _: (_ for _ in ()).throw(OSError("no")))
+    for name in "abc":
+        put(store, f"mp/{name}", n_frames=1)
+    assert rows(store.path) == [("mp/a", "t-1"), ("mp/b", "t-1"), ("mp/c", "t-1")]
 
 
 def test_a_dropped_asset_leaves_no_trace_but_history(store):
@@ -411,20 +421,20 @@ def test_a_commit_that_another_build_has_made_is_not_made_again(store):
 
 
 def test_who_comes_second_replaces_what_the_first_has_put_there(store, monkeypatch):
-    """Deltalake is told of no file but those of the version it has seen: two sets of rows would be left."""
+    """What it was to replace is not what is there any more: two sets of rows would be left."""
     other = DeltaStore(store.path)
     commit = write(other, "mp/a", "second", frames=("second",), n_frames=1)
-    update = DeltaTable.update_incremental
+    update = DeltaLog.update
     behind = [None]
 
-    def too_late(table):
+    def too_late(log, *version):
         """Let the other build commit between the look at the newest version and the commit on top of it."""
-        update(table)
-        if table is other._table and behind:
+        update(log, *version)
+        if log is other._log and behind:
             behind.clear()
             put(store, "mp/a", "first", frames=("first",), n_frames=1)
 
-    monkeypatch.setattr(DeltaTable, "update_incremental", too_late)
+    monkeypatch.setattr(DeltaLog, "update", too_late)
     other.commit(commit)
     assert not behind
     assert rows(store.path) == [("mp/a", "second")]
@@ -434,17 +444,17 @@ def test_who_comes_second_replaces_what_the_first_has_put_there(store, monkeypat
 def test_a_commit_that_always_loses_gives_up(store, monkeypatch):
     other = DeltaStore(store.path)
     commit = write(other, "mp/a")
-    update = DeltaTable.update_incremental
+    update = DeltaLog.update
     turns = iter(range(99))
 
-    def too_late(table):
-        update(table)
-        if table is other._table:
+    def too_late(log, *version):
+        update(log, *version)
+        if log is other._log:
             put(store, f"mp/{next(turns)}", frames=(), rejections=())
 
-    monkeypatch.setattr(DeltaTable, "update_incremental", too_late)
+    monkeypatch.setattr(DeltaLog, "update", too_late)
     monkeypatch.setattr(delta, "ATTEMPTS", 3)
-    with pytest.raises(StoreError, match=r"what was committed before is unharmed") as caught:
+    with pytest.raises(StoreError, match=r"3 attempts failed; .*what was committed before is unharmed") as caught:
         other.commit(commit)
     assert "\n" not in str(caught.value)
     assert not DeltaStore(store.path).committed("mp/a", commit.fingerprint)
@@ -491,7 +501,7 @@ def test_files_of_a_writer_at_work_are_left_alone(store):
 def test_a_recipe_is_recorded_although_the_first_commit_with_it_failed(store, monkeypatch):
     commit = write(store, "mp/a")
     with monkeypatch.context() as broken:
-        broken.setattr(DeltaTable, "create_write_transaction", lambda *_, **__: (_ for _ in ()).throw(OSError("no")))
+        broken.setattr(DeltaLog, "write", lambda *_, **__: (_ for _ in ()).throw(OSError("no")))
         with pytest.raises(StoreError):
             store.commit(commit)
     store.commit(commit)

@@ -32,6 +32,9 @@ SULFUR_SEARCH = 4.0
 SULFUR_SHELL = 0.4
 """A, how much farther than its nearest neighbour others may be to count."""
 
+SULFUR_SYMPREC = 0.1
+"""A, the tolerance with which pymatgen looks for equivalent sulfur atoms."""
+
 MAX_REACH = 8
 """Images on each side of a cell beyond which pymatgen is asked."""
 
@@ -97,26 +100,41 @@ def sulfide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -
     sulfur = numbers == NUMBERS["S"]
     if not sulfur.any() or sulfur.all():
         return "none"
-    if clear := _clear_sulfide_type(lattice, positions, numbers, sulfur):
-        return clear
+    said = _said_of(lattice, positions, numbers, sulfur)
+    if None not in said:
+        kinds = set(said.tolist())
+        if len(kinds) > 1:  # then it matters which atoms pymatgen asks: the first of each orbit
+            kinds = set(said[_first_of_orbits(lattice, positions, numbers)[sulfur]].tolist())
+        return next(kind for kind in ("none", "polysulfide", "sulfide") if kind in kinds)
     from pymatgen.analysis.structure_analyzer import sulfide_type as ask
 
     return ask(_structure(lattice, positions, numbers)) or "none"
 
 
-def _clear_sulfide_type(
+def _said_of(
     lattice: FloatArray, positions: FloatArray, numbers: Numbers, sulfur: NDArray[np.bool_]
-) -> str | None:
-    """Return the type where the surroundings of all sulfur atoms say the same beyond doubt.
-
-    pymatgen looks at inequivalent atoms only; where all say the same it does not matter which these are.
-    """
+) -> NDArray[np.object_]:
+    """Return what the surroundings of each sulfur atom say, None where that is in doubt."""
     distances = _distances(lattice, positions, sulfur, SULFUR_SEARCH)
     if distances is None:
-        return None
+        return np.array([None])
     elements = np.repeat(numbers, distances.shape[2])
-    said = {_says(around, elements) for around in distances.reshape(len(distances), -1)}
-    return said.pop() if len(said) == 1 else None
+    return np.array([_says(around, elements) for around in distances.reshape(len(distances), -1)], object)
+
+
+def _first_of_orbits(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -> NDArray[np.bool_]:
+    """Tell which atoms stand for all that symmetry takes them to; all do where pymatgen finds none."""
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+    first = np.ones(len(numbers), bool)
+    try:
+        finder = SpacegroupAnalyzer(_structure(lattice, positions, numbers), symprec=SULFUR_SYMPREC)
+        orbits = finder.get_symmetry_dataset().equivalent_atoms
+    except Exception:  # noqa: BLE001 (whatever spglib raises, pymatgen goes on without symmetry)
+        return first
+    first[:] = False
+    first[np.unique(orbits, return_index=True)[1]] = True
+    return first
 
 
 def _says(distances: FloatArray, elements: Numbers) -> str | None:

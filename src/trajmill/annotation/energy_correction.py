@@ -26,26 +26,27 @@ def energy_corrected(t: Trajectory) -> tuple[FloatArray, str | None]:
     Returns:
         (n_frames,) eV per cell, NaN for other functionals and where the scheme refuses; and why it refused.
     """
-    corrected = np.full(len(t), np.nan)
+    unknown = np.full(len(t), np.nan)
     if t.functional != "pbe":
-        return corrected, None
+        return unknown, None
     if t.run_type is None or t.hubbard_u is None or t.potentials is None:
-        return corrected, "no corrected energy: run type, U values or potentials unknown"
+        return unknown, "no corrected energy: run type, U values or potentials unknown"
+    # counts are in the order of the sites, which decides the order of summation
+    settings = tuple(Counter(t.symbols).items()), t.run_type, tuple(t.hubbard_u.items()), tuple(t.potentials)
     reason = None
-    counts = tuple(Counter(t.symbols).items())  # in the order of the sites, which decides the order of summation
-    settings = t.run_type, tuple(t.hubbard_u.items()), tuple(t.potentials)
-    last = np.flatnonzero(np.append(np.diff(t.relaxation_number) != 0, True))  # the final frame of each calculation
-    for frame in last.tolist():
-        frames = t.relaxation_number == t.relaxation_number[frame]
+    shifts: dict[int, float] = {}
+    numbers = t.relaxation_number.tolist()
+    final_frames = {number: frame for frame, number in enumerate(numbers)}
+    for number, frame in final_frames.items():
         try:
-            value = _adjustment(counts, *settings, *_anion_types(t, frame))
+            value = _adjustment(*settings, *_anion_types(t, frame))
         except (ValueError, IndexError) as error:  # not finite, no neighbours, a symmetry search that failed
             value = f"pymatgen cannot tell the anions' type: {error}"
         if isinstance(value, str):
             reason = f"no corrected energy: {value}"
         else:
-            corrected[frames] = t.energy[frames] + value
-    return corrected, reason
+            shifts[number] = value
+    return t.energy + np.array([shifts.get(number, np.nan) for number in numbers]), reason
 
 
 def _anion_types(t: Trajectory, frame: int) -> tuple[str, str]:

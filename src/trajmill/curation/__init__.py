@@ -2,7 +2,9 @@
 
 A rule is a function of a trajectory and its section of the recipe. It returns what it rejects: a text for the whole
 trajectory, a text by frame index for single frames, or nothing. `RULES` is the order in which they run; the first that
-rejects a frame owns it. Rules that need all trajectories at once run at release (`trajmill.releases.selection`).
+rejects a frame owns it. Where it can be told of many trajectories at once which of them a rule may reject anything of,
+the rule comes with a screen that does. Rules that need all trajectories at once run at release
+(`trajmill.releases.selection`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from trajmill import recipe
 from trajmill.curation import energy, geometry, labels, records
 from trajmill.sources.base import Rejection
-from trajmill.trajectory import Trajectory
+from trajmill.trajectory import BoolArray, Frames, Trajectory
 
 Verdict = str | Mapping[int, str] | None
 
@@ -30,6 +32,7 @@ class Rule:
         reject: the rule itself.
         section: its section of the recipe's `rules`, when it is not called like the rule.
         sources: sources it applies to; empty means all.
+        screen: tells the frames that the rule may reject, or whose trajectory it may; it may tell too many.
         together: whether `reject` takes a list of trajectories, which is cheaper, and returns a verdict for each.
     """
 
@@ -37,6 +40,7 @@ class Rule:
     reject: Callable[[Any, Any], Any]
     section: str = ""
     sources: frozenset[str] = frozenset()
+    screen: Callable[[Frames, Any], BoolArray] | None = None
     together: bool = False
 
     def verdicts(self, trajectories: Sequence[Trajectory], options: Any) -> Sequence[Verdict]:
@@ -44,7 +48,11 @@ class Rule:
         if self.together:
             verdicts: Sequence[Verdict] = self.reject(trajectories, options)
             return verdicts
-        return [self.reject(t, options) for t in trajectories]
+        if self.screen is None:
+            return [self.reject(t, options) for t in trajectories]
+        frames = Frames(trajectories)
+        suspects = set(frames.owner[self.screen(frames, options)].tolist())
+        return [self.reject(t, options) if i in suspects else None for i, t in enumerate(trajectories)]
 
 
 MP, OQMD = frozenset({"mp"}), frozenset({"oqmd"})
@@ -60,13 +68,13 @@ RULES = (
     Rule("site_order", records.finding("site_order"), sources=OQMD),
     Rule("relaxation_record", records.finding("relaxation_record"), sources=OQMD),
     Rule("relaxation_converged", records.finding("relaxation_converged"), sources=OQMD),
-    Rule("targets", labels.targets),
+    Rule("targets", labels.targets, screen=labels.lack_targets),
     Rule("zero_forces", labels.zero_forces, sources=OQMD, together=True),
     Rule("electronic_convergence", labels.electronic_convergence, sources=MP),
     Rule("geometry", geometry.geometry, together=True),
-    Rule("duplicate_frames", geometry.duplicate_frames),
-    Rule("final_frame_outlier", energy.final_frame_outlier, section="energy_window"),
-    Rule("energy_window", energy.energy_window),
+    Rule("duplicate_frames", geometry.duplicate_frames, screen=geometry.repeat_energy),
+    Rule("final_frame_outlier", energy.final_frame_outlier, section="energy_window", screen=energy.outside),
+    Rule("energy_window", energy.energy_window, screen=energy.outside),
     Rule("max_force", energy.max_force),
 )
 
@@ -87,6 +95,8 @@ def curate(trajectories: Sequence[Trajectory], rules: recipe.Rules) -> list[Cura
         if not options.enabled:
             continue
         judged = [i for i, t in left.items() if not rule.sources or t.source in rule.sources]
+        if not judged:
+            continue
         verdicts = rule.verdicts([left[i] for i in judged], options)
         for i, verdict in zip(judged, verdicts, strict=True):
             if verdict:

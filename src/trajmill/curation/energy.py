@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trajmill import recipe
-from trajmill.trajectory import BoolArray, FloatArray, Trajectory
+from trajmill.trajectory import BoolArray, FloatArray, Frames, Trajectory
 
 
 def _outside(t: Trajectory, options: recipe.EnergyWindow) -> tuple[FloatArray, BoolArray]:
@@ -15,6 +15,15 @@ def _outside(t: Trajectory, options: recipe.EnergyWindow) -> tuple[FloatArray, B
         return np.zeros(len(t)), np.zeros(len(t), bool)
     above = (t.energy - t.energy[labelled[-1]]) / t.n_atoms
     return above, (above > options.above) | (above < -options.below)  # NaN, an unlabelled input, is not outside
+
+
+def outside(frames: Frames, options: recipe.EnergyWindow) -> BoolArray:
+    """Screen for frames outside the window."""
+    energy = frames.joined("energy")
+    with np.errstate(divide="ignore", invalid="ignore"):  # cells without atoms
+        above = (energy - energy[frames.last][frames.owner]) / frames.n_atoms
+        found: BoolArray = (above > options.above) | (above < -options.below)
+    return found
 
 
 def final_frame_outlier(t: Trajectory, options: recipe.EnergyWindow) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trajmill import recipe
-from trajmill.trajectory import BoolArray, FloatArray, Trajectory
+from trajmill.trajectory import BoolArray, FloatArray, Frames, Trajectory
 
 BLOCK_PAIRS = 20_000
 """Pairs of atoms (of all frames) looked at once: what stays in a core's cache."""
@@ -116,6 +116,13 @@ def _search_images(lattice: FloatArray, positions: FloatArray, cutoff: float) ->
         vectors = (delta + shift) @ lattice
         shortest = min(shortest, np.linalg.norm(vectors, axis=1).min(initial=np.inf))
     return float(shortest)
+
+
+def repeat_energy(frames: Frames, _: recipe.Rule) -> BoolArray:
+    """Screen for frames with the energy of the frame before."""
+    energy = frames.joined("energy")
+    same: BoolArray = frames.follows & (energy == np.roll(energy, 1))
+    return same
 
 
 def duplicate_frames(t: Trajectory, _: recipe.Rule) -> dict[int, str]:

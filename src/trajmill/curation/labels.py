@@ -8,7 +8,14 @@ import numpy as np
 
 from trajmill import recipe
 from trajmill.annotation.symmetry import analyse
-from trajmill.trajectory import Trajectory
+from trajmill.trajectory import BoolArray, Frames, Trajectory
+
+
+def lack_targets(frames: Frames, _: recipe.Rule) -> BoolArray:
+    """Screen for frames with an energy or a force that is not finite."""
+    good = np.isfinite(frames.joined("energy")) & (frames.n_atoms > 0)
+    bad: BoolArray = frames.labelled & (~good | frames.any_component("forces", lambda x: ~np.isfinite(x)))
+    return bad
 
 
 def targets(t: Trajectory, _: recipe.Rule) -> dict[int, str]:
@@ -31,18 +38,22 @@ def targets(t: Trajectory, _: recipe.Rule) -> dict[int, str]:
     return rejected
 
 
-def zero_forces(trajectories: Sequence[Trajectory], _: recipe.Rule) -> list[dict[int, str]]:
+def zero_forces(trajectories: Sequence[Trajectory], _rule: recipe.Rule) -> list[dict[int, str]]:
     """Keep frames with a force, or without one where site symmetry (or a single atom) allows none.
 
     Readers of some sources store a force they could not read as exact zero.
     """
-    zero = [
-        np.flatnonzero(t.labelled & ~t.forces.any(axis=(1, 2))) if t.n_atoms > 1 else np.zeros(0, int)
-        for t in trajectories
-    ]
-    found = analyse([(t.lattice[z], t.positions[z], t.numbers) for t, z in zip(trajectories, zero, strict=True)])
+    frames = Frames(trajectories)
+    zero = frames.labelled & (frames.n_atoms > 1) & ~frames.any_component("forces", lambda x: x != 0)
+    verdicts: list[dict[int, str]] = [{} for _ in trajectories]
+    suspects = np.unique(frames.owner[zero]).tolist()
+    frames_of = [np.flatnonzero(zero[frames.owner == i]) for i in suspects]
+    of_suspects = [trajectories[i] for i in suspects]
+    found = analyse([(t.lattice[z], t.positions[z], t.numbers) for t, z in zip(of_suspects, frames_of, strict=True)])
     text = "all forces are exactly 0 and no symmetry asks for it"
-    return [dict.fromkeys(z[~allowed].tolist(), text) for z, (_, allowed) in zip(zero, found, strict=True)]
+    for i, z, (_, allowed) in zip(suspects, frames_of, found, strict=True):
+        verdicts[i] = dict.fromkeys(z[~allowed].tolist(), text)
+    return verdicts
 
 
 def electronic_convergence(t: Trajectory, options: recipe.ElectronicConvergence) -> dict[int, str]:

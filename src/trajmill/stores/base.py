@@ -106,7 +106,7 @@ class AssetWriter(Protocol):
 
 
 class Store(ABC):
-    """Where committed frames live. Travels to workers by its address.
+    """Where committed frames live.
 
     All methods raise StoreError, in one line that says what to do, when the store cannot be read or written.
     """
@@ -121,6 +121,13 @@ class Store(ABC):
     @abstractmethod
     def locked(self) -> AbstractContextManager[None]:
         """Hold while a build or a copy writes: what must not run at the same time is kept apart."""
+
+    @abstractmethod
+    def for_worker(self, asset: str) -> Store:
+        """Return the store as a worker needs it that builds one asset: it can be pickled, and knows of no other asset.
+
+        What the worker then asks (`committed`, `task_ids`) may be answered as of now.
+        """
 
     @abstractmethod
     def writer(self, asset: str) -> AssetWriter:

@@ -11,6 +11,7 @@ looks at what the first did, and commits on top of that, or not at all when it w
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import json
@@ -18,18 +19,16 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import quote, unquote
+from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import DeltaError
 
 from trajmill.errors import StoreError
 from trajmill.locking import Scratch
@@ -38,10 +37,8 @@ from trajmill.schema import DATA_MODEL_VERSION, FILE_SCHEMA, STORE_SCHEMA, parqu
 from trajmill.storage import AnyPath, ObjectPath, as_path, delta_options, parquet
 from trajmill.stores import WORK, work_folder
 from trajmill.stores.base import Commit, DataFile, Store, as_balance
+from trajmill.stores.delta_log import LOG, DeltaLog
 from trajmill.uris import one_line
-
-if TYPE_CHECKING:
-    from deltalake.transaction import RemoveAction
 
 PARTITION_BY = ["role", "asset"]
 CONFIGURATION = {
@@ -58,11 +55,11 @@ BATCH = 1 << 20
 ATTEMPTS = 100
 """How often a commit is tried when others commit at the same time."""
 
-LOG_FILES = 16
-"""Files of the log that are read at once."""
-
 LONGEST_PAUSE = 2.0
 """Seconds between two of them at most."""
+
+CHECKPOINT_EVERY = 1000
+"""Versions between two checkpoints: who opens the store reads at most so many small files besides the last one."""
 
 STATISTICS = ("functional", "trajectory_id")
 """Columns whose smallest and largest value a file states, so that readers can skip it."""
@@ -83,26 +80,31 @@ class DeltaStore(Store):
     def __init__(self, address: str | Path, *, create: bool = False, version: int | None = None) -> None:
         self.path = as_path(address)
         self.address = str(self.path)
-        self._recipes: dict[str, dict[str, Any]] | None = None
+        self._recorded: set[str] = set()
         self._options = delta_options() if isinstance(self.path, ObjectPath) else None
         present = self._present()
-        try:
-            self._table = self._open(version)
-        except TableNotFoundError as error:
+        self._log = self._open(version)
+        if self._log.version < 0:
             if not create:
-                raise StoreError(f"{self.path}: no trajmill store here; `trajmill build` makes one") from error
-            if present - {WORK, "_delta_log"}:  # a log without a table is being made by another build
-                raise StoreError(
-                    f"{self.path}: not empty and no trajmill store; choose an empty or new folder"
-                ) from error
-            self._table = self._create()
-        except (DeltaError, OSError) as error:
-            raise StoreError(f"{self.path}: cannot be opened as a store ({one_line(error)})") from error
-        if (found := self._table.metadata().description) != DESCRIPTION:
+                raise StoreError(f"{self.path}: no trajmill store here; `trajmill build` makes one")
+            if present - {WORK, LOG}:  # a log without a table is being made by another build
+                raise StoreError(f"{self.path}: not empty and no trajmill store; choose an empty or new folder")
+            self._create()
+            self._log = self._open()
+        if (found := self._log.description) != DESCRIPTION:
             raise StoreError(f"{self.path}: says {found!r}, this version of trajmill reads {DESCRIPTION!r}")
 
-    def _open(self, version: int | None = None) -> DeltaTable:
-        return DeltaTable(self.address, version=version, storage_options=self._options)
+    def _open(self, version: int | None = None) -> DeltaLog:
+        try:
+            return DeltaLog(self.path, version)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be opened as a store ({one_line(error)})") from error
+
+    def for_worker(self, asset: str) -> DeltaStore:
+        """Return the store as a worker needs it; see `Store.for_worker`."""
+        part = copy.copy(self)
+        part._log = self._log.only(asset)  # noqa: SLF001 (of its own kind)
+        return part
 
     def _present(self) -> set[str]:
         """Return what is in the folder; Delta takes a folder that may not be read for one without a table."""
@@ -116,11 +118,11 @@ class DeltaStore(Store):
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be read ({error.strerror})") from error
 
-    def _create(self) -> DeltaTable:
+    def _create(self) -> None:
         if isinstance(self.path, ObjectPath):
             _check_conditional_writes(self.path)
         try:
-            return DeltaTable.create(
+            DeltaTable.create(
                 self.address,
                 STORE_SCHEMA,
                 partition_by=PARTITION_BY,
@@ -132,21 +134,20 @@ class DeltaStore(Store):
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
         except (DeltaError, OSError) as error:
-            with suppress(DeltaError, OSError):
-                return self._open()  # another build has just made it
-            raise StoreError(f"{self.path}: cannot be created ({one_line(error)})") from error
+            if self._open().version < 0:  # else another build has just made it
+                raise StoreError(f"{self.path}: cannot be created ({one_line(error)})") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Read the newest version; commits keep themselves apart, so nobody is kept out."""
         with _plain_errors(self.path):
-            self._table.update_incremental()
+            self._log.update()
         yield
 
     @property
     def version(self) -> int:
         """The version that is read."""
-        return self._table.version()
+        return self._log.version
 
     def writer(self, asset: str) -> DeltaWriter:
         """Start writing an asset's rows."""
@@ -154,14 +155,10 @@ class DeltaStore(Store):
 
     def committed(self, asset: str, fingerprint: str) -> bool:
         """Tell whether the asset's rows are those of this fingerprint."""
-        return self._table.transaction_version(asset) == _as_version(fingerprint)
+        return self._log.transactions.get(asset) == _as_version(fingerprint)
 
     def commit(self, commit: Commit) -> None:
         """Replace all rows of the asset in one transaction."""
-        adds: list[AddAction | RemoveAction] = [  # list is invariant: deltalake takes either kind
-            AddAction(f.path, f.size, {"role": f.role, "asset": commit.asset}, 0, data_change=True, stats=f.stats)
-            for f in commit.files
-        ]
         facts = {
             "asset": commit.asset,
             "fingerprint": commit.fingerprint,
@@ -170,25 +167,19 @@ class DeltaStore(Store):
             "versions": commit.versions,
             "balance": vars(commit.balance),
         }
-        if used not in self.recipes():  # in full once, so that thousands of commits stay small
+        if used not in self._recorded:  # in full once, so that thousands of commits stay small
             facts["recipe_content"] = commit.recipe
-        self._replace(commit.asset, adds, facts, _as_version(commit.fingerprint))
-        self.recipes()[used] = commit.recipe
+        self._replace(commit.asset, commit.files, facts, _as_version(commit.fingerprint))
+        self._recorded.add(used)
 
     def drop(self, asset: str) -> None:
         """Remove all rows of the asset in one transaction; earlier versions keep them."""
-        self._replace(asset, [], {"asset": asset, "dropped": True}, 0)
+        self._replace(asset, (), {"asset": asset, "dropped": True}, 0)
 
-    def _replace(
-        self, asset: str, adds: list[AddAction | RemoveAction], facts: dict[str, Any], fingerprint: int
-    ) -> None:
+    def _replace(self, asset: str, files: Sequence[DataFile], facts: dict[str, Any], fingerprint: int) -> None:
         """Replace an asset's rows, unless its rows are those of this fingerprint: another build was first."""
         self._commit(
-            lambda: facts if self._table.transaction_version(asset) != fingerprint else None,
-            adds,
-            mode="overwrite",
-            partition_filters=[("asset", "=", asset)],
-            transactions=[Transaction(asset, fingerprint)],
+            lambda: facts if self._log.transactions.get(asset) != fingerprint else None, asset, files, fingerprint
         )
 
     def note_upstream(self, changes: Mapping[str, Any]) -> None:
@@ -199,56 +190,34 @@ class DeltaStore(Store):
             after = {source: known for source, known in {**before, **changes}.items() if known is not None}
             return {"upstream": after} if after != before else None
 
-        self._commit(facts, [], mode="append")
+        self._commit(facts)
 
-    def _commit(
-        self,
-        facts: Callable[[], dict[str, Any] | None],
-        adds: list[AddAction | RemoveAction],
-        *,
-        mode: Literal["append", "overwrite"],
-        partition_filters: list[tuple[str, str, str]] | None = None,
-        transactions: list[Transaction] | None = None,
-    ) -> None:
+    def _commit(self, facts: Callable[[], dict[str, Any] | None], *change: Any) -> None:
         """Add a version to the log, right after the newest; look again at what is newest when another build was first.
-
-        Deltalake would put such a commit after the other's by itself, where it sees no conflict; it does not know what
-        the facts were decided by.
 
         Args:
             facts: asked for what to record as of the version that is read now; None when there is nothing to do.
-            adds: files that are new.
-            mode: whether other files stay.
-            partition_filters: files that go.
-            transactions: fingerprints.
+            change: what else `DeltaLog.write` is told.
         """
         with _plain_errors(self.path):
             for attempt in range(1, ATTEMPTS + 1):
-                self._table.update_incremental()
-                version = self._table.version()
+                self._log.update()
                 if (found := facts()) is None:
                     return
-                try:
-                    self._table.create_write_transaction(
-                        adds,
-                        mode=mode,
-                        schema=STORE_SCHEMA,
-                        partition_by=PARTITION_BY,
-                        partition_filters=partition_filters,
-                        commit_properties=CommitProperties(
-                            custom_metadata={"trajmill": json.dumps(found, sort_keys=True)},
-                            app_transactions=transactions,
-                            max_commit_retries=0,
-                        ),
-                    )
-                except CommitFailedError:
-                    self._table.update_incremental()
-                    if self._table.version() == version or attempt == ATTEMPTS:  # no other build's doing
-                        raise
-                    time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
-                else:
-                    self._table.update_incremental()
+                if self._log.write(found, *change):
+                    if self._log.version % CHECKPOINT_EVERY == 0:
+                        self._checkpoint()
                     return
+                time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
+        raise StoreError(
+            f"{self.path}: others commit all the time, {ATTEMPTS} attempts failed; run the same command again "
+            "(what was committed before is unharmed)"
+        )
+
+    def _checkpoint(self) -> None:
+        """Sum up the log, so that who opens the table next need not read all of it."""
+        with suppress(DeltaError, OSError):  # it only saves time; the next one comes
+            DeltaTable(self.address, version=self.version, storage_options=self._options).create_checkpoint()
 
     def upstream(self) -> dict[str, Any]:
         """Return the upstream versions that the store was last complete for, by source; empty when none is known."""
@@ -256,13 +225,12 @@ class DeltaStore(Store):
 
     def files(self, role: str, asset: str | None = None) -> list[tuple[str, AnyPath, int]]:
         """List the files of a role as (asset, path, rows), sorted by asset."""
-        actions = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
-        found = [
-            (a["partition.asset"], self.path / unquote(a["path"]), a["num_records"])
-            for a in actions
-            if a["partition.role"] == role and asset in (None, a["partition.asset"])
-        ]
-        return sorted(found)
+        return sorted(
+            (name, self.path / path, file.rows)
+            for name, files in (self._log.files.items() if asset is None else [(asset, self._log.files.get(asset, {}))])
+            for path, file in files.items()
+            if file.role == role
+        )
 
     def count(self, role: str) -> dict[str, int]:
         """Count the rows of a role by asset, sorted by asset; assets without any are left out."""
@@ -300,49 +268,31 @@ class DeltaStore(Store):
 
     def commits(self) -> dict[str, Commit]:
         """Return what each asset's newest commit recorded, by asset; without its files. Not of dropped assets."""
+        newest: dict[str, dict[str, Any]] = {}
+        recipes: dict[str, dict[str, Any]] = {}
+        for facts in self._history():
+            if "asset" in facts:
+                newest.setdefault(facts["asset"], facts)
+            if "recipe_content" in facts:
+                recipes[facts["recipe"]] = facts["recipe_content"]
         return {
-            facts["asset"]: Commit(
-                facts["asset"],
+            asset: Commit(
+                asset,
                 facts["fingerprint"],
                 (),
                 as_balance(facts["balance"]),
                 facts["versions"],
                 facts.get("raw", ""),  # nor recipe: not in stores of earlier versions
-                self.recipes()[facts["recipe"]] if "recipe" in facts else {},
+                recipes[facts["recipe"]] if "recipe" in facts else {},
             )
-            for facts in self._facts()
+            for asset, facts in sorted(newest.items())
+            if "dropped" not in facts
         }
 
-    def recipes(self) -> dict[str, dict[str, Any]]:
-        """Return what of recipes decided rows of this store, by digest."""
-        if self._recipes is None:
-            self._recipes = {f["recipe"]: f["recipe_content"] for f in self._history() if "recipe_content" in f}
-        return self._recipes
-
-    def _facts(self) -> list[dict[str, Any]]:
-        """Return what `commit` recorded for each asset that has not been dropped."""
-        newest: dict[str, dict[str, Any]] = {}
-        for facts in self._history():
-            if "asset" in facts:
-                newest.setdefault(facts["asset"], facts)
-        return [newest[asset] for asset in sorted(newest) if "dropped" not in newest[asset]]
-
     def _history(self) -> Iterator[dict[str, Any]]:
-        """Yield what commits recorded, the newest first, as of the version that is read.
-
-        Read from the log as far as is asked for; deltalake's own history reads all of it, and lets no other thread run.
-        """
-        with _plain_errors(self.path), ThreadPoolExecutor(LOG_FILES) as pool:
-            for newest in range(self.version, -1, -LOG_FILES):
-                yield from filter(None, pool.map(self._recorded, range(newest, max(-1, newest - LOG_FILES), -1)))
-
-    def _recorded(self, version: int) -> dict[str, Any] | None:
-        """Return what the commit of a version recorded; None for one that is not ours, such as the first."""
-        log = (self.path / "_delta_log" / f"{version:020}.json").read_text(encoding="utf-8")
-        for line in log.splitlines():
-            if '"trajmill"' in line and (info := json.loads(line).get("commitInfo")) and "trajmill" in info:
-                return cast("dict[str, Any]", json.loads(info["trajmill"]))
-        return None
+        """Yield what commits recorded, the newest first, as of the version that is read."""
+        with _plain_errors(self.path):
+            yield from self._log.history()
 
 
 class DeltaWriter:

@@ -250,6 +250,14 @@ class PostgresStore(Store):
 
     # --- writing
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel by the address: a connection cannot."""
+        return PostgresStore, (self.address,)
+
+    def for_worker(self, asset: str) -> PostgresStore:  # noqa: ARG002 (what it has of each is looked up)
+        """Return the store as a worker needs it; see `Store.for_worker`."""
+        return self
+
     def writer(self, asset: str) -> PostgresWriter:
         """Start writing an asset's rows."""
         with self._server.plain_errors():
