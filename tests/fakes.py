@@ -86,7 +86,7 @@ class FakeSource:
     root: Path
     name: str = "mp"
 
-    def prepare(self, workspace):
+    def prepare(self, workspace, report=lambda *_: None):
         workspace.mkdir(parents=True, exist_ok=True)
 
     def assets(self):

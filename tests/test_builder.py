@@ -118,8 +118,8 @@ def test_summary_balances_with_the_store(build_here, store):
     seen = []
 
     class Ear(Listener):
-        def preparing(self, source):
-            seen.append(source)
+        def preparing(self, source, done, total):
+            seen.append((source, done, total))
 
         def started(self, assets):
             seen.append(sorted(assets))
@@ -129,7 +129,7 @@ def test_summary_balances_with_the_store(build_here, store):
                 seen.append((event.name, DeltaStore(store).committed(event.name, event.value.fingerprint)))
 
     summary = build_here(listener=Ear())
-    assert seen[:2] == ["mp", NAMES]
+    assert seen[:2] == [("mp", 0, 0), NAMES]
     assert sorted(seen[2:]) == [(name, True) for name in NAMES]
     assert summary.balance == sum(DeltaStore(store).balances().values(), type(summary.balance)())
     assert summary.balance.kept == len(rows(store))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,8 +56,8 @@ class BuildSummary:
 class Listener:
     """What a build tells while it runs; override what is of interest."""
 
-    def preparing(self, source: str) -> None:
-        """Told before a source joins or partitions its raw files, which can take long."""
+    def preparing(self, source: str, done: int, total: int) -> None:
+        """Told how far a source is that joins or partitions its raw files; nothing is known of it at 0 of 0."""
 
     def started(self, assets: dict[str, int]) -> None:
         """Told the bytes of every asset once all are listed."""
@@ -120,9 +121,10 @@ def _jobs(recipe: Recipe, sources: Iterable[Source], store: Store, listener: Lis
     jobs: dict[str, Job] = {}
     work = recipe.store.work or work_folder(store.address)
     for source in sources:
-        listener.preparing(source.name)
+        report = partial(listener.preparing, source.name)
+        report(0, 0)
         with _alone(work, source.name):
-            source.prepare(work / source.name)
+            source.prepare(work / source.name, report)
         for asset in source.assets():
             if asset.name in jobs:
                 raise SourceError(f"{source.name}: {asset.name} is listed twice, as {asset.path} too")

@@ -74,10 +74,13 @@ class BuildProgress(Listener):
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def preparing(self, source: str) -> None:
+    def preparing(self, source: str, done: int, total: int) -> None:
         """Show it; see `Listener.preparing`."""
         self._bar.start()
-        self._bar.update(self._task, description=f"preparing {source}")
+        text = f"preparing {source}"
+        self._bar.update(self._task, description=text, completed=done, total=total or None)
+        if total:
+            self._say(f"{text}: {done / total:.0%}")
 
     def started(self, assets: dict[str, int]) -> None:
         """Show it; see `Listener.started`."""
@@ -121,9 +124,14 @@ class BuildProgress(Listener):
         done = f"{len(self._finished)}/{len(self._sizes)} assets"
         rate = f"{frames:,} frames ({frames / max(now - self._start, 1e-3):,.0f}/s), {rejected:,} rejected"
         self._bar.update(self._task, done=done, frames=rate)
+        self._say(f"{done}, {rate}")
+
+    def _say(self, text: str) -> None:
+        """Say it now and then where there is no bar to be seen."""
+        now = time.monotonic()
         if not self._live and now - self._said >= PLAIN_EVERY:
             self._said = now
-            self._console.print(f"{done}, {rate}", soft_wrap=True)
+            self._console.print(text, soft_wrap=True)
 
 
 class FetchProgress(FetchListener):

@@ -34,7 +34,11 @@ def check_source(source: Source, workspace: Path) -> dict[str, list[Record]]:
     """Check all that the flow relies on, and return the records by asset for further checks."""
     assert isinstance(source, Source)
     workspace.mkdir(exist_ok=True)
-    source.prepare(workspace)
+    told: list[tuple[int, int]] = []
+    source.prepare(workspace, lambda *numbers: told.append(numbers))
+    assert told == sorted(told), "progress never falls back"
+    assert all(done == total for done, total in told[-1:]), "it ends at all of it"
+    assert len({total for _, total in told}) <= 1
     before = _snapshot(workspace)
     source.prepare(workspace)
     assert _snapshot(workspace) == before, "preparing twice must do nothing the second time"

@@ -20,7 +20,7 @@ from trajmill.elements import SYMBOLS, composition
 from trajmill.errors import SourceError
 from trajmill.raw import current, entry, sha256
 from trajmill.sources import mp_settings
-from trajmill.sources.base import Asset, Record, Rejection
+from trajmill.sources.base import Asset, Record, Rejection, Report
 from trajmill.sources.files import in_parts, read_ahead, takes
 from trajmill.sources.pymatgen_json import (
     AnySite,
@@ -73,7 +73,7 @@ class Alexandria:
     options: recipe.Alexandria = field(default_factory=recipe.Alexandria)
     name: str = "alexandria"
 
-    def prepare(self, workspace: Path) -> None:
+    def prepare(self, workspace: Path, report: Report = lambda *_: None) -> None:
         """Nothing is joined."""
 
     def assets(self) -> list[Asset]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from trajmill.storage import AnyPath
 from trajmill.trajectory import Trajectory
+
+Report = Callable[[int, int], None]
+"""Told from time to time how much is done, and of how much in all."""
 
 RELAXATION = "Structure Optimization"
 """`Trajectory.task_type` of every relaxation, in all sources."""
@@ -91,13 +94,14 @@ class Source(Protocol):
         """The value of the column `source`."""
         ...
 
-    def prepare(self, workspace: Path) -> None:
+    def prepare(self, workspace: Path, report: Report = lambda *_: None) -> None:
         """Build what `assets` and `read` look up (joined documents, partitions of a large file), once and restartably.
 
         Runs in the parent process before anything else. Called again on an unchanged source it does nothing.
 
         Args:
             workspace: folder for spilled data; owned by this source, kept between runs.
+            report: told how far it is.
         """
         ...
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import BinaryIO
 from zlib import crc32
 
-from trajmill.sources.base import Asset
+from trajmill.sources.base import Asset, Report
+from trajmill.storage import AnyPath
 
 _PART = re.compile(r"/part-(\d+-of-\d+)$")
 
@@ -53,6 +54,27 @@ def takes(asset: Asset, identifier: str) -> bool:
 def whole_file(name: str) -> str:
     """Return the name of the asset that has all of a file, from that of a part."""
     return _PART.sub("", name)
+
+
+class Reading:
+    """Tells how much of the files that a source prepares from has been read.
+
+    Args:
+        paths: all of them.
+        report: told bytes.
+    """
+
+    def __init__(self, paths: Iterable[AnyPath], report: Report) -> None:
+        self._sizes = {path: path.stat().st_size for path in paths}
+        self._total, self._done = sum(self._sizes.values()), 0
+        self._report = report
+
+    def through(self, paths: Iterable[AnyPath]) -> Iterator[AnyPath]:
+        """Go through some of them, each to be read before the next is asked for."""
+        for path in paths:
+            yield path
+            self._done += self._sizes[path]
+            self._report(self._done, self._total)
 
 
 def read_ahead(open_file: Callable[[], BinaryIO], chunk: int = 1 << 20, ahead: int = 4) -> Iterator[bytes]:

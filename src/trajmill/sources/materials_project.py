@@ -18,8 +18,8 @@ from isal import igzip, isal_zlib
 from trajmill.errors import SourceError
 from trajmill.raw import current, sha256
 from trajmill.recipe import MaterialsProject
-from trajmill.sources.base import Asset, Record
-from trajmill.sources.files import in_parts, takes
+from trajmill.sources.base import Asset, Record, Report
+from trajmill.sources.files import Reading, in_parts, takes
 from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import (
     Calculation,
@@ -84,7 +84,7 @@ def open_materials_project(root: AnyPath, options: MaterialsProject) -> Material
 class MaterialsProjectJsonl(MaterialsProjectFolder):
     """The JSON Lines layout: folders whose names begin with `tasks` and `materials`, files at any depth below."""
 
-    def prepare(self, workspace: Path) -> None:
+    def prepare(self, workspace: Path, report: Report = lambda *_: None) -> None:
         """Index the materials documents; see `Source.prepare`.
 
         Raises:
@@ -92,7 +92,8 @@ class MaterialsProjectJsonl(MaterialsProjectFolder):
         """
         files = _json_lines(self.root, "materials")
         digest = "".join(f"{path.relative_to(self.root)} {sha256(path, self.root)}\n" for path in files)
-        rows = chain.from_iterable(facts_of(material) for path in files for material in _materials(path))
+        reading = Reading(files, report).through(files)
+        rows = chain.from_iterable(facts_of(material) for path in reading for material in _materials(path))
         self._join(workspace, "mp-jsonl", digest, {"facts": rows})
 
     def assets(self) -> list[Asset]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from trajmill.elements import SYMBOLS
 from trajmill.errors import SourceError
-from trajmill.sources.base import RELAXATION, Asset, Record
-from trajmill.sources.files import in_parts, takes
+from trajmill.sources.base import RELAXATION, Asset, Record, Report
+from trajmill.sources.files import Reading, in_parts, takes
 from trajmill.sources.mp_arrow import electronic_ends, electronic_steps, frame_array
 from trajmill.sources.mp_dates import utc_text
 from trajmill.sources.mp_documents import Material, salvage
@@ -95,7 +95,7 @@ class MaterialsProjectDelta(MaterialsProjectFolder):
 
     lookups = ("tasks", "rows")
 
-    def prepare(self, workspace: Path) -> None:
+    def prepare(self, workspace: Path, report: Report = lambda *_: None) -> None:
         """Index tasks, materials and the types of all rows; see `Source.prepare`.
 
         Raises:
@@ -103,10 +103,14 @@ class MaterialsProjectDelta(MaterialsProjectFolder):
         """
         listed = [data_files(self.root, table) for table in (TRAJECTORIES, TASKS, MATERIALS)]
         (trajectories, tasks, materials), digests = zip(*listed, strict=True)
+        materials = newest_version(materials)
+        reading = Reading((file.path for file in (*trajectories, *tasks, *materials)), report)
         tables: dict[str, Iterable[tuple[str, msgspec.Struct]]] = {
-            "facts": chain.from_iterable(facts_of(material) for material in read_materials(newest_version(materials))),
-            "tasks": (_task(row) for row in rows(tasks, list(TASK_COLUMNS)) if row.get("task_id")),
-            "rows": (_row_types(row) for row in rows(trajectories, list(TYPES), 4096) if row.get("identifier")),
+            "facts": chain.from_iterable(facts_of(material) for material in read_materials(materials, reading)),
+            "tasks": (_task(row) for row in rows(tasks, list(TASK_COLUMNS), reading) if row.get("task_id")),
+            "rows": (
+                _row_types(row) for row in rows(trajectories, list(TYPES), reading, 4096) if row.get("identifier")
+            ),
         }
         self._join(workspace, "mp-delta", "\n".join(digests), tables)
 
@@ -187,13 +191,13 @@ def infer_stages(frames: Frames) -> IntArray:
     return np.concatenate([[0], np.cumsum(cell & atoms)]).astype(np.int32)
 
 
-def read_materials(files: Iterable[DataFile]) -> Iterator[Material]:
+def read_materials(files: Sequence[DataFile], reading: Reading | None = None) -> Iterator[Material]:
     """Stream the rows of `collections/materials`.
 
     Raises:
         SourceError: a file is damaged.
     """
-    for row in rows(files, list(MATERIAL_COLUMNS)):
+    for row in rows(files, list(MATERIAL_COLUMNS), reading):
         yield salvage(row, Material)
 
 

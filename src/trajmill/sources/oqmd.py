@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from trajmill import recipe
 from trajmill.errors import SourceError
 from trajmill.raw import current
-from trajmill.sources.base import Asset, Record
+from trajmill.sources.base import Asset, Record, Report
 from trajmill.sources.mysqldump import MySQLDump
 from trajmill.sources.oqmd_entries import Entry, EntryReader, Geometries, calculations_by_entry
 from trajmill.sources.oqmd_import import COLUMNS, import_tables, lost_rows, read_lost
@@ -68,7 +68,7 @@ class Oqmd:
     name: str = "oqmd"
     imported: Path | None = field(default=None, compare=False)
 
-    def prepare(self, workspace: Path, report: Callable[[int, int], None] = lambda *_: None) -> None:
+    def prepare(self, workspace: Path, report: Report = lambda *_: None) -> None:
         """Import the database, unless what is in it has been.
 
         Args:

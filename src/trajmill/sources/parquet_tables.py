@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from trajmill.errors import SourceError
 from trajmill.raw import current, sha256
+from trajmill.sources.files import Reading
 from trajmill.storage import COLUMNS, AnyPath, ObjectPath, StorageError, delta_options, readable
 
 
@@ -61,12 +62,15 @@ def data_files(root: AnyPath, place: Path) -> tuple[list[DataFile], str]:
     return [DataFile(table / name, name) for name in names], f"version {delta.version()}\n" + "\n".join(names)
 
 
-def rows(files: Iterable[DataFile], columns: list[str], batch_size: int = 256) -> Iterator[dict[str, Any]]:
+def rows(
+    files: Sequence[DataFile], columns: list[str], reading: Reading | None = None, batch_size: int = 256
+) -> Iterator[dict[str, Any]]:
     """Stream rows as dictionaries, maps as dictionaries too; columns that a file lacks are absent.
 
     Args:
         files: from `data_files`.
         columns: names, `a.b` for a field of a struct.
+        reading: told of files that have been read.
         batch_size: rows in memory at a time.
 
     Raises:
@@ -75,7 +79,8 @@ def rows(files: Iterable[DataFile], columns: list[str], batch_size: int = 256) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for file in files:
+    paths = [file.path for file in files]
+    for _, file in zip(reading.through(paths) if reading else paths, files, strict=True):
         try:
             with pq.ParquetFile(readable(file.path, COLUMNS)) as parquet:
                 for batch in parquet.iter_batches(batch_size, columns=columns):
