@@ -85,9 +85,9 @@ def build_asset(job: Job, report: Report = lambda *_: None) -> Commit | Unchange
         gc.disable()  # records are trees of many small objects without cycles
         for record in source.read(job.asset):
             mill.add(record)
-            report(mill.frames, mill.balance.rejected.total())
+            report(mill.frames, mill.rejected)
         mill.finish()
-        report(mill.frames, mill.balance.rejected.total())
+        report(mill.frames, mill.rejected)
         facts = source.facts_digest(mill.task_ids)
         digest = fingerprint(*parts, facts)
         files = writer.close(digest, package_versions())
@@ -110,6 +110,7 @@ class _Mill:
     task_ids: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
     frames: int = 0
+    rejected: int = 0
     records: list[Record] = field(default_factory=list)
     records_size: int = 0
     pending: list[Trajectory] = field(default_factory=list)
@@ -120,7 +121,9 @@ class _Mill:
         """Take a record; records are worked on many at a time, which is cheaper."""
         self.records.append(record)
         self.frames += record.n_frames
-        self.records_size += sum(_size(t) for t in record.trajectories) + 30 * (1 + len(record.rejections))
+        self.records_size += 30 * (1 + len(record.rejections))
+        for trajectory in record.trajectories:
+            self.records_size += _size(trajectory)
         if self.records_size >= BATCH_RECORDS:
             self._work()
 
@@ -144,6 +147,7 @@ class _Mill:
         annotated = iter(annotate([t for left in kept for t in left], recipe.annotation))
         kept = [list(islice(annotated, len(left))) for left in kept]
         self.balance += _count(records, kept, rejections, self.job.asset)
+        self.rejected = self.balance.rejected.total()
         for left, lost in zip(kept, rejections, strict=True):
             self.task_ids.update(t.task_id for t in left)
             self.task_ids.update(r.task_id for r in lost if r.task_id is not None)
@@ -204,7 +208,9 @@ def _count(
     rejected: Counter[str] = Counter()
     records_rejected: Counter[str] = Counter()
     for record, left, lost in zip(records, kept, rejections, strict=True):
-        n_kept, n_lost = sum(map(len, left)), 0
+        n_kept, n_lost = 0, 0
+        for t in left:
+            n_kept += len(t)
         for rejection in lost:
             n_lost += rejection.n_frames or 0
             rejected[rejection.rejected_by] += rejection.n_frames or 0

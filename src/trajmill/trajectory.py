@@ -132,7 +132,7 @@ class Trajectory:
     @cached_property
     def symbols(self) -> list[str]:
         """Chemical symbol of each site."""
-        return [SYMBOLS[n] for n in self.numbers]
+        return [SYMBOLS[n] for n in self.numbers.tolist()]
 
     @cached_property
     def composition(self) -> dict[str, int]:
@@ -160,7 +160,8 @@ class Trajectory:
         """
         other = object.__new__(Trajectory)
         other.__dict__.update(self.__dict__)
-        other.__dict__.pop("labelled", None)
+        if "energy" in fields or "is_input" in fields:
+            other.__dict__.pop("labelled", None)
         other.__dict__.update(fields)
         return other
 

@@ -19,9 +19,10 @@ OQMD_MIN_ENCUT = 520.0
 
 def cross_compatibility(t: Trajectory) -> BoolArray:
     """Return (n_frames,) whether settings agree with the other sources'. Each condition only ever takes away."""
-    compatible = np.full(len(t), DIFFERING_ELEMENTS.get(t.source, frozenset()).isdisjoint(t.composition))
-    if t.source == "oqmd":
-        polarised = np.zeros(len(t), bool) if t.ispin is None else t.ispin == 2
-        fine = np.zeros(len(t), bool) if t.encut is None else t.encut >= OQMD_MIN_ENCUT  # False for NaN, unknown
-        compatible &= polarised & fine
+    alike = DIFFERING_ELEMENTS.get(t.source, frozenset()).isdisjoint(t.composition)
+    if not alike or t.source != "oqmd":
+        return np.full(len(t), alike)
+    if t.ispin is None or t.encut is None:
+        return np.zeros(len(t), bool)
+    compatible: BoolArray = (t.ispin == 2) & (t.encut >= OQMD_MIN_ENCUT)  # False for NaN, unknown
     return compatible

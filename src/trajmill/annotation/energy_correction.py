@@ -26,11 +26,10 @@ def energy_corrected(t: Trajectory) -> tuple[FloatArray, str | None]:
     Returns:
         (n_frames,) eV per cell, NaN for other functionals and where the scheme refuses; and why it refused.
     """
-    unknown = np.full(len(t), np.nan)
     if t.functional != "pbe":
-        return unknown, None
+        return np.full(len(t), np.nan), None
     if t.run_type is None or t.hubbard_u is None or t.potentials is None:
-        return unknown, "no corrected energy: run type, U values or potentials unknown"
+        return np.full(len(t), np.nan), "no corrected energy: run type, U values or potentials unknown"
     # counts are in the order of the sites, which decides the order of summation
     settings = tuple(Counter(t.symbols).items()), t.run_type, tuple(t.hubbard_u.items()), tuple(t.potentials)
     reason = None

@@ -72,9 +72,8 @@ def analyse(trajectories: Sequence[Frames], *, symprec: float = SYMPREC) -> list
         ranges = [slice(starts[i], starts[i + 1]) for i in members]
         fractional = np.concatenate([trajectories[i][1] @ inverse[r] for i, r in zip(members, ranges, strict=True)])
         numbers = trajectories[members[0]][2]
-        groups, force_free = _analyse(
-            np.concatenate([lattices[r] for r in ranges]), fractional, numbers, _known(symprec, *key), symprec
-        )
+        frames = [np.concatenate([of[r] for r in ranges]) for of in (lattices, inverse)]
+        groups, force_free = _analyse(frames[0], frames[1], fractional, numbers, _known(symprec, *key), symprec)
         borders = np.cumsum([r.stop - r.start for r in ranges])[:-1]
         answers = zip(np.split(groups, borders), np.split(force_free, borders), strict=True)
         for i, answer in zip(members, answers, strict=True):
@@ -90,6 +89,7 @@ def _pattern(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _analyse(
     lattice: FloatArray,
+    inverse: FloatArray,
     fractional: FloatArray,
     numbers: NDArray[np.int64],
     known: list[SymmetryTemplate],
@@ -102,7 +102,7 @@ def _analyse(
     def settle(template: SymmetryTemplate) -> bool:
         """Take the template's answer for the frames it fits; tell whether there were any."""
         nonlocal rest
-        fits = template.fits(lattice[rest], fractional[rest])
+        fits = template.fits(lattice[rest], inverse[rest], fractional[rest])
         groups[rest[fits]], force_free[rest[fits]] = template.number, template.force_free
         rest = rest[~fits]
         return bool(fits.any())

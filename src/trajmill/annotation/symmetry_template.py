@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -126,11 +126,17 @@ class SymmetryTemplate:
     witness: NDArray[np.int64]
     partners: NDArray[np.int64]
 
-    def fits(self, lattice: FloatArray, fractional: FloatArray) -> BoolArray:
+    @cached_property
+    def from_reduced(self) -> FloatArray:
+        """(3, 3) from fractional coordinates in the frame's basis to those in the reduced one, both as rows."""
+        return np.asarray(np.linalg.inv(self.to_reduced), float)
+
+    def fits(self, lattice: FloatArray, inverse: FloatArray, fractional: FloatArray) -> BoolArray:
         """Tell in which frames a search would surely find this template's group.
 
         Args:
             lattice: (n_frames, 3, 3) A, regular.
+            inverse: (n_frames, 3, 3) of it, 1/A.
             fractional: (n_frames, n_atoms, 3) of atoms with the template's pattern of species.
 
         Returns:
@@ -140,9 +146,8 @@ class SymmetryTemplate:
         fit = self._lattice_fits(basis)
         frames = np.flatnonzero(fit)
         if len(frames):
-            basis = basis[frames]
-            inverse = np.linalg.inv(basis).astype(float, copy=False)
-            fit[frames] = self._sites_fit(basis, inverse, fractional[frames] @ (lattice[frames] @ inverse))
+            inverse = inverse[frames] @ self.from_reduced
+            fit[frames] = self._sites_fit(basis[frames], inverse, fractional[frames] @ self.from_reduced)
         return fit
 
     def _lattice_fits(self, basis: FloatArray) -> BoolArray:
@@ -255,7 +260,9 @@ def analyse_frame(
         dataset.number, force_free, symprec, to_reduced, bonds, rows, near, sites, first, site_of,
         rotations, permutations, offsets, *excluded,
     )  # fmt: skip
-    return force_free, template if template.fits(lattice[None], fractional[None])[0] else None
+    return force_free, template if template.fits(lattice[None], np.linalg.inv(lattice)[None], fractional[None])[
+        0
+    ] else None
 
 
 def _minkowski_reduced(basis: FloatArray) -> FloatArray | None:
