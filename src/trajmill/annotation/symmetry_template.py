@@ -260,9 +260,8 @@ def analyse_frame(
         dataset.number, force_free, symprec, to_reduced, bonds, rows, near, sites, first, site_of,
         rotations, permutations, offsets, *excluded,
     )  # fmt: skip
-    return force_free, template if template.fits(lattice[None], np.linalg.inv(lattice)[None], fractional[None])[
-        0
-    ] else None
+    inverse: FloatArray = np.linalg.inv(lattice).astype(float, copy=False)
+    return force_free, template if template.fits(lattice[None], inverse[None], fractional[None])[0] else None
 
 
 def _minkowski_reduced(basis: FloatArray) -> FloatArray | None:
