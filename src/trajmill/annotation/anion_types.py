@@ -23,6 +23,9 @@ MARGIN = 1e-6
 PEROXIDE = 1.05 * 1.49
 """A, O-O distance below which the corrections (pymatgen's relative cut-off of 1.05) see no plain oxide."""
 
+SUPEROXIDE = 1.05 * 1.35
+"""A, O-O distance below which they see a superoxide, or an ozonide where an atom has two such bonds."""
+
 HYDROXIDE = 1.05 * 0.93
 """A, O-H distance below which they see a hydroxide."""
 
@@ -34,6 +37,9 @@ SULFUR_SHELL = 0.4
 
 SULFUR_SYMPREC = 0.1
 """A, the tolerance with which pymatgen looks for equivalent sulfur atoms."""
+
+STRENGTH = ("none", "polysulfide", "sulfide")
+"""What atoms say: one that comes first here decides."""
 
 MAX_REACH = 8
 """Images on each side of a cell beyond which pymatgen is asked."""
@@ -58,13 +64,28 @@ def oxide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -> 
     distances = _distances(lattice, positions, oxygen, PEROXIDE + MARGIN)
     if distances is not None:
         nearest = distances.min(axis=2)
-        peroxide, hydroxide = nearest[:, oxygen], nearest[:, numbers == NUMBERS["H"]]
-        np.fill_diagonal(peroxide, np.inf)  # for pymatgen an atom has no bonds with its own images
-        if (peroxide > PEROXIDE + MARGIN).all() and (hydroxide > HYDROXIDE + MARGIN).all():
-            return "oxide"
+        bonds, to_hydrogen = nearest[:, oxygen], nearest[:, numbers == NUMBERS["H"]]
+        np.fill_diagonal(bonds, np.inf)  # for pymatgen an atom has no bonds with its own images
+        if _clear(bonds, PEROXIDE, SUPEROXIDE) and _clear(to_hydrogen, HYDROXIDE):
+            return _oxide_type(bonds, to_hydrogen)
     from pymatgen.analysis.structure_analyzer import oxide_type as ask
 
     return str(ask(_structure(lattice, positions, numbers), 1.05))
+
+
+def _clear(distances: FloatArray, *thresholds: float) -> bool:
+    """Tell whether no distance, A, hangs on the last digits."""
+    return all((np.abs(distances - threshold) > MARGIN).all() for threshold in thresholds)
+
+
+def _oxide_type(bonds: FloatArray, to_hydrogen: FloatArray) -> str:
+    """Return the type, as pymatgen decides it, from (n_oxygen, n_oxygen) and (n_oxygen, n_hydrogen) distances, A."""
+    if (to_hydrogen < HYDROXIDE).any():
+        return "hydroxide"
+    close = bonds < SUPEROXIDE
+    if close.any():
+        return "ozonide" if (close.sum(axis=1) > 1).any() else "superoxide"
+    return "peroxide" if (bonds < PEROXIDE).any() else "oxide"
 
 
 def _distances(lattice: FloatArray, positions: FloatArray, of: NDArray[np.bool_], radius: float) -> FloatArray | None:
@@ -102,10 +123,11 @@ def sulfide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -
         return "none"
     said = _said_of(lattice, positions, numbers, sulfur)
     if None not in said:
-        kinds = set(said.tolist())
-        if len(kinds) > 1:  # then it matters which atoms pymatgen asks: the first of each orbit
-            kinds = set(said[_first_of_orbits(lattice, positions, numbers)[sulfur]].tolist())
-        return next(kind for kind in ("none", "polysulfide", "sulfide") if kind in kinds)
+        strongest = min(said, key=STRENGTH.index)
+        if strongest == said[0]:
+            return str(strongest)
+        # it matters which atoms pymatgen asks: the first of each orbit, of which the very first is one
+        return str(min(said[_first_of_orbits(lattice, positions, numbers)[sulfur]], key=STRENGTH.index))
     from pymatgen.analysis.structure_analyzer import sulfide_type as ask
 
     return ask(_structure(lattice, positions, numbers)) or "none"
