@@ -54,6 +54,14 @@ class ReleaseError(TrajmillError):
     """A release cannot be written or read."""
 
 
+class FilterError(TrajmillError):
+    """A filter cannot be read, or asks for something that the rows do not have."""
+
+
+class SplitError(TrajmillError):
+    """Data cannot be split so, or a split is not for this data."""
+
+
 class PublishError(TrajmillError):
     """A release could not be pushed: refused, in conflict with another commit, or not the same at the other end."""
 
