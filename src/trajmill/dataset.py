@@ -20,6 +20,7 @@ from trajmill.codec import decode
 from trajmill.elements import NUMBERS
 from trajmill.errors import FilterError, ReleaseError, require
 from trajmill.filters import to_sql
+from trajmill.formats import find
 from trajmill.releases.hugging_face import CONFIGURATIONS, MANIFEST
 from trajmill.rows import ParquetRows, Rows, StoreRows, Wanted, ask, trajectory_id, where
 from trajmill.schema import parquet_options
@@ -73,7 +74,8 @@ class Dataset:
 
     Args:
         address: of a store (a folder, `s3://...`, `postgresql://...`), or of a release or one configuration of a
-            release (a folder, `s3://...`), or of a Parquet file with such rows.
+            release (a folder, `s3://...`), of a Parquet file with such rows, or of a file or folder of another
+            format (see `trajmill.formats`).
         configuration: one of a release's configurations (`compatible_pbe`, ...); None takes all with labels. A store
             has none: use `functional`.
         functional: only trajectories with this functional.
@@ -106,9 +108,12 @@ class Dataset:
         else:
             self._release = as_path(address)
             files = _shards(self._release, configuration)
-            if not files:
-                raise ReleaseError(f"{address}: neither a trajmill store nor a release, no Parquet files found")
-            self._rows = ParquetRows(files, stress)
+            foreign = find(self._release) if not files and isinstance(self._release, Path) else None
+            if foreign is None and not files:
+                raise ReleaseError(
+                    f"{address}: neither a trajmill store nor a release, and no files of another format that is known"
+                )
+            self._rows = foreign or ParquetRows(files, stress)
         self._wanted = Wanted()
         self._thinning: Thinning | None = None
         for name, value in (("functional", functional), ("source", source)):
@@ -376,7 +381,7 @@ def _shards(release: AnyPath, configuration: str | None) -> list[AnyPath]:
     if release.is_file():
         if configuration is not None:
             raise ReleaseError(f"{release}: a file has no configurations")
-        return [release]
+        return [release] if release.name.endswith(".parquet") else []
     if configuration is None:
         below = [c for c in CONFIGURATIONS if c != "initial_structures" and (release / c).is_dir()]
         folders = [release / c for c in below] or [release]

@@ -54,6 +54,10 @@ class ReleaseError(TrajmillError):
     """A release cannot be written or read."""
 
 
+class FormatError(TrajmillError):
+    """A file of somebody else's dataset is not what its format says; names the record."""
+
+
 class FilterError(TrajmillError):
     """A filter cannot be read, or asks for something that the rows do not have."""
 
