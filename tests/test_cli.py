@@ -195,6 +195,17 @@ def test_split(store, tmp_path):
     assert numbers(of_test.stdout)[0] == counts[-1]
 
 
+def test_leakage(store, tmp_path):
+    assert trajmill("leakage", store, store, "--no-structures").returncode == 1
+    none = tmp_path / "none.parquet"
+    trajmill("query", store, "nsites > 100000", "--out", none)
+    clean = trajmill("leakage", store, none)
+    assert clean.returncode == 0, clean.stderr
+    (tmp_path / "wbm.txt").write_text("wbm-1-1\nwbm-1-2\n")
+    listed = trajmill("leakage", store, tmp_path / "wbm.txt")
+    assert (listed.returncode, listed.stdout) == (0, "0 trajectories are of one of 2 listed materials\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -204,6 +215,8 @@ def test_split(store, tmp_path):
         (["query", "STORE", "--part", "none.parquet", "test"], "none.parquet: no split of trajmill"),
         (["query", "STORE", "--sample", "-1"], "-1 trajectories cannot be drawn"),
         (["query", "nowhere"], "neither a trajmill store nor a release"),
+        (["convert", "STORE", "OUT", "--to", "hdf6"], "nothing is called hdf6"),
+        (["leakage", "STORE", "none.txt"], "none.txt: No such file"),
         (["split", "STORE", "OUT", "--part", "train"], "write a name and a fraction"),
         (["split", "STORE", "OUT", "--part", "train=0.5"], "add up to 1"),
         (["split", "STORE", "OUT", "--by", "colour"], "no groups by colour"),

@@ -305,6 +305,62 @@ def split(
     print_split(made, out)
 
 
+@app.command()
+def convert(
+    dataset: DatasetAddress,
+    out: Annotated[Path, typer.Argument(help="File to make.")],
+    to: Annotated[str, typer.Option(help="extxyz (MACE and others) or aselmdb (fairchem).")] = "extxyz",
+    where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
+    part: Annotated[
+        tuple[Path, str] | None, typer.Option(metavar="SPLIT PART", help="Only what is in this part of a split.")
+    ] = None,
+    energy: Annotated[str, typer.Option(help="energy or energy_corrected.")] = "energy",
+    prefix: Annotated[
+        str | None, typer.Option(help="What stands before names of labels; default REF_ in extxyz.")
+    ] = None,
+) -> None:
+    """Write a dataset into a file that other programs train from."""
+    from trajmill.converting import convert as run
+    from trajmill.dataset import Dataset
+    from trajmill.report import RowProgress, print_converted
+    from trajmill.splits import Split
+
+    wanted = Dataset(dataset).filter(where)
+    if part is not None:
+        wanted = Split.load(part[0]).of(wanted, part[1])
+    total = len(wanted)
+    with RowProgress("convert") as progress:
+        written, left_out = run(
+            wanted, out, to, energy=energy, prefix=prefix, report=lambda done: progress.update(done, total)
+        )
+    print_converted(out, written, left_out, energy)
+
+
+@app.command()
+def leakage(
+    train: Annotated[str, typer.Argument(metavar="TRAIN", help="Dataset that is trained on.")],
+    test: Annotated[
+        str, typer.Argument(metavar="TEST", help="Dataset that is to be unseen, or a .txt of material ids.")
+    ],
+    structures: Annotated[bool, typer.Option(help="Compare structures too, which takes longest.")] = True,
+    limit: Annotated[int, typer.Option(help="Pairs to show of each kind; 0 shows all.")] = 10,
+) -> None:
+    """Say what of a test set a training set has seen already. Exit code 1 when there is anything."""
+    from trajmill.dataset import Dataset
+    from trajmill.leakage import find_leakage, held_out
+    from trajmill.report import print_held_out, print_leakage
+
+    if test.endswith(".txt"):
+        try:
+            listed = Path(test).read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise typer.BadParameter(f"{test}: {error.strerror}") from error
+        if print_held_out(held_out(Dataset(train), listed), len(listed), limit):
+            raise typer.Exit(1)
+    elif print_leakage(find_leakage(Dataset(train), Dataset(test), structures=structures), limit):
+        raise typer.Exit(1)
+
+
 def _fractions(parts: list[str] | None) -> dict[str, float]:
     """Read NAME=FRACTION."""
     found = {}

@@ -268,11 +268,14 @@ class Dataset:
     def _in_kbar(self) -> bool:
         return bool((self.schema.metadata or {}).get(b"trajmill.stress_unit") == b"kBar")
 
-    def atoms(self) -> Iterator[Atoms]:
+    def atoms(self, *, energy: str = "energy") -> Iterator[Atoms]:
         """Stream frames as ASE Atoms with a SinglePointCalculator.
 
         Energies in eV, forces in eV/A, stress in eV/A^3 (ASE's sign and Voigt order) where it is known; `info` holds
         id, trajectory_id, functional, run_type, relaxation_step and relaxation_number.
+
+        Args:
+            energy: the column to take it from, `energy` or `energy_corrected`; a frame without a value has no energy.
 
         Raises:
             MissingExtraError: ASE is not installed (extra `ase`).
@@ -281,9 +284,12 @@ class Dataset:
         single_point = require("ase.calculators.singlepoint", extra="ase").SinglePointCalculator
         to_voigt = require("ase.stress", extra="ase").full_3x3_to_voigt_6_stress
         for t in self.trajectories():
+            energies = getattr(t, energy)
             for i in range(len(t)):
                 atoms = ase.Atoms(numbers=t.numbers, positions=t.positions[i], cell=t.lattice[i], pbc=True)
-                labels = {"energy": float(t.energy[i]), "forces": t.forces[i]}
+                labels = {"forces": t.forces[i]}
+                if energies is not None and np.isfinite(energies[i]):
+                    labels["energy"] = float(energies[i])
                 if t.stress[i, 0, 0] == t.stress[i, 0, 0]:
                     labels["stress"] = to_voigt(t.stress[i])
                 atoms.calc = single_point(atoms, **labels)

@@ -54,6 +54,10 @@ class ReleaseError(TrajmillError):
     """A release cannot be written or read."""
 
 
+class ConvertError(TrajmillError):
+    """A dataset cannot be written as asked."""
+
+
 class FormatError(TrajmillError):
     """A file of somebody else's dataset is not what its format says; names the record."""
 

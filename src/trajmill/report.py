@@ -35,6 +35,7 @@ from trajmill.stores import is_store, shown
 if TYPE_CHECKING:
     from trajmill.copying import CopySummary
     from trajmill.dataset import Dataset
+    from trajmill.leakage import Leakage
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
     from trajmill.splits import Split
@@ -392,6 +393,29 @@ def print_split(split: Split, path: Path) -> None:
     counts = [len(split[name]) for name in split.names]
     rows = [(name, n, f"{n / max(sum(counts), 1):.4f}") for name, n in zip(split.names, counts, strict=True)]
     _print(_table(f"{path}: {sum(counts):,} trajectories", ("part", "trajectories", "fraction"), rows), *split.notes)
+
+
+def print_converted(out: Path, written: int, left_out: int, energy: str) -> None:
+    """Say what a conversion did."""
+    _print(
+        f"{out}: {_many(written, 'frame')} written" + (f", {left_out:,} without {energy} left out" if left_out else "")
+    )
+
+
+def print_leakage(found: Leakage, limit: int) -> bool:
+    """Show what was found; return whether it is more than a formula and a space group."""
+    rows = [(sign, len(pairs)) for sign, pairs in found.found.items()]
+    _print(_table(f"{found.tested:,} trajectories to be unseen; in common with a trained one:", ("sign", "seen"), rows))
+    for sign, pairs in found.found.items():
+        if pairs:
+            _print(_table(sign, ("to be unseen", "trained on"), pairs[: limit or None]))
+    return bool(found.trajectories)
+
+
+def print_held_out(found: Sequence[str], listed: int, limit: int) -> bool:
+    """Show trajectories of materials that are to be unseen; return whether there are any."""
+    _print(f"{len(found):,} trajectories are of one of {listed:,} listed materials", *found[: limit or None])
+    return bool(found)
 
 
 def print_info(address: str | Path) -> bool:
