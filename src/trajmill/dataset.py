@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
+INPUTS = "initial_structures"
+"""Configuration of a release that holds geometries without labels."""
+
 LABELS = ("lattice_vectors", "cartesian_site_positions", "species_at_sites", "energy", "forces", "stress_tensor", "id")
 
 
@@ -82,6 +85,7 @@ class Dataset:
         source: only trajectories of this source.
         stress: unit in which files hold stress that do not say it: `kBar` (VASP's sign, as the published LeMat-Traj),
             or `eV/A^3`.
+        inputs: take the geometries without labels that OQMD's relaxations begin with, and nothing else.
 
     Raises:
         ReleaseError: nothing that can be opened there, no such configuration, or an unknown unit of stress.
@@ -97,6 +101,7 @@ class Dataset:
         functional: str | None = None,
         source: str | None = None,
         stress: str | None = None,
+        inputs: bool = False,
     ) -> None:
         self._release: AnyPath | None = None
         if is_store(address):
@@ -104,9 +109,11 @@ class Dataset:
                 raise ReleaseError(
                     f"{shown(address)}: a store has no configurations; make a release, or filter by functional"
                 )
-            self._rows: Rows = StoreRows(open_store(address))
+            self._rows: Rows = StoreRows(open_store(address), "input" if inputs else "frame")
         else:
             self._release = as_path(address)
+            if inputs and configuration is None and self._release.is_dir():
+                configuration = INPUTS
             files = _shards(self._release, configuration)
             foreign = find(self._release) if not files and isinstance(self._release, Path) else None
             if foreign is None and not files:
@@ -389,7 +396,7 @@ def _shards(release: AnyPath, configuration: str | None) -> list[AnyPath]:
             raise ReleaseError(f"{release}: a file has no configurations")
         return [release] if release.name.endswith(".parquet") else []
     if configuration is None:
-        below = [c for c in CONFIGURATIONS if c != "initial_structures" and (release / c).is_dir()]
+        below = [c for c in CONFIGURATIONS if c != INPUTS and (release / c).is_dir()]
         folders = [release / c for c in below] or [release]
         return [file for folder in folders for file in _in_order(folder)]
     found = _in_order(release / configuration)

@@ -58,6 +58,10 @@ class ConvertError(TrajmillError):
     """A dataset cannot be written as asked."""
 
 
+class ViewError(TrajmillError):
+    """A view of a dataset makes no sense."""
+
+
 class FormatError(TrajmillError):
     """A file of somebody else's dataset is not what its format says; names the record."""
 

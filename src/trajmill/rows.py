@@ -59,30 +59,35 @@ class Rows(Protocol):
 
 
 class StoreRows:
-    """Labelled frames of a store."""
+    """Frames of a store.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: where they are.
+        role: `frame`, or `input` for geometries without labels.
+    """
+
+    def __init__(self, store: Store, role: str = "frame") -> None:
         self.schema = FRAME_SCHEMA
-        self._store = store
+        self._store, self._role = store, role
 
     def count(self) -> int:
         """See `Rows.count`."""
-        return sum(self._store.count("frame").values())
+        return sum(self._store.count(self._role).values())
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """See `Rows.batches`."""
-        return self._store.read("frame", columns=columns)
+        return self._store.read(self._role, columns=columns)
 
     @contextmanager
     def offer(self, db: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Iterator[None]:
         """See `Rows.offer`."""
-        files = self._store.files("frame") if isinstance(self._store, DeltaStore) else []
+        files = self._store.files(self._role) if isinstance(self._store, DeltaStore) else []
         if files and all(isinstance(path, Path) for _, path, _ in files):
             # the name of the asset is in the path, as the column `asset`
             db.read_parquet([str(path) for _, path, _ in files], hive_partitioning=True).create_view("rows")
             yield
             return
-        with stream(self._store, "frame", columns) as rows:
+        with stream(self._store, self._role, columns) as rows:
             db.register("rows", rows)
             yield
 
