@@ -143,6 +143,10 @@ def where(rows: Rows, columns: Sequence[str], wanted: Wanted) -> Iterator[pa.Rec
     """Stream columns of the rows that are wanted, in the order they are stored."""
     schema = pa.schema([rows.schema.field(name) for name in columns], metadata=rows.schema.metadata)
     with _asking(rows, wanted, columns) as db:
+        if wanted.ids is not None:
+            db.execute(
+                "SET threads = 1"
+            )  # for several, DuckDB keeps the order of rows through filters, not through joins
         chosen = ", ".join(f'"{name}"' for name in columns)
         for batch in _to_reader(db.sql(f"SELECT {chosen} FROM wanted")):
             if batch.num_rows:
