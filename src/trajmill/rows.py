@@ -144,9 +144,9 @@ def where(rows: Rows, columns: Sequence[str], wanted: Wanted) -> Iterator[pa.Rec
     schema = pa.schema([rows.schema.field(name) for name in columns], metadata=rows.schema.metadata)
     with _asking(rows, wanted, columns) as db:
         if wanted.ids is not None:
-            db.execute(
-                "SET threads = 1"
-            )  # for several, DuckDB keeps the order of rows through filters, not through joins
+            # the order of rows survives a filter, but a join only on one thread and with the ids on its inner side
+            db.execute("SET threads = 1")
+            db.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         chosen = ", ".join(f'"{name}"' for name in columns)
         for batch in _to_reader(db.sql(f"SELECT {chosen} FROM wanted")):
             if batch.num_rows:
