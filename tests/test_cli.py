@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -167,3 +168,77 @@ def test_interrupted_is_130_and_can_go_on(tmp_path):
     built, unchanged = numbers(again.stdout.splitlines()[0])[-2:]
     assert built + unchanged == 3
     assert unchanged >= 1
+
+
+# --- query and split
+
+
+def test_query(store, tmp_path):
+    shown = trajmill("query", store, 'source = "oqmd" AND max_force < 1', "--columns", "id,nsites", "--limit", 2)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    n = numbers(lines[0])[0]
+    assert lines[0].rstrip().endswith("frames")
+    assert sum("oqmd-" in line for line in lines) == min(n, 2)
+    some = tmp_path / "some.parquet"
+    written = trajmill("query", store, 'source = "alexandria"', "--sample", 3, "--every", 1000, "--out", some)
+    assert written.stdout.startswith("3 frames"), written.stderr
+    assert trajmill("query", some).stdout == written.stdout
+
+
+def test_split(store, tmp_path):
+    file = tmp_path / "split.parquet"
+    made = trajmill("split", store, file, "--by", "material", "--part", "train=0.9", "--part", "test=0.1")
+    assert made.returncode == 0, made.stderr
+    counts = [numbers(line)[0] for line in made.stdout.splitlines() if "train" in line or "test" in line]
+    of_test = trajmill("query", store, "is_final = TRUE", "--part", file, "test", "--limit", 1)
+    assert numbers(of_test.stdout)[0] == counts[-1]
+
+
+def test_leakage(store, tmp_path):
+    assert trajmill("leakage", store, store, "--no-structures").returncode == 1
+    none = tmp_path / "none.parquet"
+    trajmill("query", store, "nsites > 100000", "--out", none)
+    clean = trajmill("leakage", store, none)
+    assert clean.returncode == 0, clean.stderr
+    (tmp_path / "wbm.txt").write_text("wbm-1-1\nwbm-1-2\n")
+    listed = trajmill("leakage", store, tmp_path / "wbm.txt")
+    assert (listed.returncode, listed.stdout) == (0, "0 trajectories are of one of 2 listed materials\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["query", "STORE", "nsite < 3"], "nothing is called nsite; did you mean nsites?"),
+        (["query", "STORE", "--columns", "energi"], "no column energi"),
+        (["query", "STORE", "--every", "2", "--farthest", "3"], "one way of thinning at a time"),
+        (["query", "STORE", "--part", "none.parquet", "test"], "none.parquet: no split of trajmill"),
+        (["query", "STORE", "--sample", "-1"], "-1 trajectories cannot be drawn"),
+        (["query", "nowhere"], "neither a trajmill store nor a release"),
+        (["convert", "STORE", "OUT", "--to", "hdf6"], "nothing is called hdf6"),
+        (["leakage", "STORE", "none.txt"], "none.txt: No such file"),
+        (["split", "STORE", "OUT", "--part", "train"], "write a name and a fraction"),
+        (["split", "STORE", "OUT", "--part", "train=0.5"], "add up to 1"),
+        (["split", "STORE", "OUT", "--by", "colour"], "no groups by colour"),
+    ],
+)
+def test_wrong_questions_are_one_line(store, tmp_path, arguments, message):
+    places = {"STORE": store, "OUT": tmp_path / "split.parquet"}
+    result = trajmill(*(places.get(a, a) for a in arguments))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_page_on_use_runs(store, tmp_path, monkeypatch):
+    """Each block of Python and each line of shell of the page, one after the other."""
+    page = (DATA.parents[1] / "docs/use.md").read_text("utf-8")
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/store").symlink_to(store)
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec("\n".join(code), {})  # the documentation's own
+    for block in re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            result = trajmill(*shlex.split(line)[1:])
+            assert result.returncode == 0, result.stderr

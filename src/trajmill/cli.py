@@ -31,6 +31,13 @@ StoreAddress = Annotated[
     str, typer.Argument(metavar="STORE", help="Folder of a store, or postgresql://user@host/database.")
 ]
 
+DatasetAddress = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Address of a store or a release, or a Parquet file of such rows.")
+]
+Where = Annotated[
+    str, typer.Argument(metavar="FILTER", help="As OPTIMADE's: 'elements HAS \"Fe\" AND nsites < 20'; default all.")
+]
+
 
 @app.command()
 def build(
@@ -226,6 +233,144 @@ def rejections(
     from trajmill.report import print_rejections
 
     print_rejections(store, rule, identifier, limit)
+
+
+@app.command()
+def query(
+    dataset: DatasetAddress,
+    where: Where = "",
+    columns: Annotated[str | None, typer.Option(help="Names of columns, with commas between; default a few.")] = None,
+    limit: Annotated[int, typer.Option(help="Rows to show; 0 shows all.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet file to write all of it to, which trajmill.open opens.")
+    ] = None,
+    part: Annotated[
+        tuple[Path, str] | None, typer.Option(metavar="SPLIT PART", help="Only what is in this part of a split.")
+    ] = None,
+    sample: Annotated[int | None, typer.Option(help="Draw so many whole trajectories at random.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    every: Annotated[
+        int | None, typer.Option(help="Of each trajectory every k-th frame, counted from its end.")
+    ] = None,
+    energy_steps: Annotated[
+        float | None, typer.Option(help="Of each trajectory frames more than this apart in energy, eV/atom.")
+    ] = None,
+    farthest: Annotated[
+        int | None, typer.Option(help="Of each trajectory so many frames, farthest apart in energy.")
+    ] = None,
+) -> None:
+    """Show the frames of a dataset that a filter matches, or write them to a file."""
+    from trajmill import thinning
+    from trajmill.dataset import Dataset
+    from trajmill.report import print_rows
+    from trajmill.splits import Split
+
+    wanted = Dataset(dataset).filter(where)
+    if part is not None:
+        wanted = Split.load(part[0]).of(wanted, part[1])
+    if sample is not None:
+        wanted = wanted.sample(sample, seed=seed)
+    ways = {"every": every, "energy_steps": energy_steps, "farthest": farthest}
+    chosen = {name: value for name, value in ways.items() if value is not None}
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"one way of thinning at a time, not {' and '.join(chosen)}")
+    for name, value in chosen.items():
+        wanted = wanted.thin(getattr(thinning, name)(value))
+    if out is not None:
+        wanted.save(out)
+    print_rows(wanted if out is None else Dataset(out), columns.split(",") if columns else None, limit)
+
+
+@app.command()
+def split(
+    dataset: DatasetAddress,
+    out: Annotated[Path, typer.Argument(help="Parquet file to make, with the part of each trajectory.")],
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", metavar="NAME=FRACTION", help="Default train=0.8 val=0.1 test=0.1.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="What is never on two sides: trajectory, material, formula, chemical_system, prototype.")
+    ] = "trajectory",
+    where: Annotated[str, typer.Option(metavar="FILTER", help="Split only what this filter matches.")] = "",
+    stratify: Annotated[bool, typer.Option(help="Give each part its share of each element.")] = True,
+    seed: Annotated[int, typer.Option(help="Another seed gives another split.")] = 0,
+) -> None:
+    """Split a dataset by trajectories into parts to train, validate and test with."""
+    from trajmill.dataset import Dataset
+    from trajmill.report import print_split
+    from trajmill.splits import split as make
+
+    made = make(Dataset(dataset).filter(where), _fractions(parts), by=by, stratify=stratify, seed=seed)
+    made.save(out)
+    print_split(made, out)
+
+
+@app.command()
+def convert(
+    dataset: DatasetAddress,
+    out: Annotated[Path, typer.Argument(help="File to make.")],
+    to: Annotated[str, typer.Option(help="extxyz (MACE and others) or aselmdb (fairchem).")] = "extxyz",
+    where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
+    part: Annotated[
+        tuple[Path, str] | None, typer.Option(metavar="SPLIT PART", help="Only what is in this part of a split.")
+    ] = None,
+    energy: Annotated[str, typer.Option(help="energy or energy_corrected.")] = "energy",
+    prefix: Annotated[
+        str | None, typer.Option(help="What stands before names of labels; default REF_ in extxyz.")
+    ] = None,
+) -> None:
+    """Write a dataset into a file that other programs train from."""
+    from trajmill.converting import convert as run
+    from trajmill.dataset import Dataset
+    from trajmill.report import RowProgress, print_converted
+    from trajmill.splits import Split
+
+    wanted = Dataset(dataset).filter(where)
+    if part is not None:
+        wanted = Split.load(part[0]).of(wanted, part[1])
+    total = len(wanted)
+    with RowProgress("convert") as progress:
+        written, left_out = run(
+            wanted, out, to, energy=energy, prefix=prefix, report=lambda done: progress.update(done, total)
+        )
+    print_converted(out, written, left_out, energy)
+
+
+@app.command()
+def leakage(
+    train: Annotated[str, typer.Argument(metavar="TRAIN", help="Dataset that is trained on.")],
+    test: Annotated[
+        str, typer.Argument(metavar="TEST", help="Dataset that is to be unseen, or a .txt of material ids.")
+    ],
+    structures: Annotated[bool, typer.Option(help="Compare structures too, which takes longest.")] = True,
+    limit: Annotated[int, typer.Option(help="Pairs to show of each kind; 0 shows all.")] = 10,
+) -> None:
+    """Say what of a test set a training set has seen already. Exit code 1 when there is anything."""
+    from trajmill.dataset import Dataset
+    from trajmill.leakage import find_leakage, held_out
+    from trajmill.report import print_held_out, print_leakage
+
+    if test.endswith(".txt"):
+        try:
+            listed = Path(test).read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise typer.BadParameter(f"{test}: {error.strerror}") from error
+        if print_held_out(held_out(Dataset(train), listed), len(listed), limit):
+            raise typer.Exit(1)
+    elif print_leakage(find_leakage(Dataset(train), Dataset(test), structures=structures), limit):
+        raise typer.Exit(1)
+
+
+def _fractions(parts: list[str] | None) -> dict[str, float]:
+    """Read NAME=FRACTION."""
+    found = {}
+    for text in parts or ["train=0.8", "val=0.1", "test=0.1"]:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"--part {text}: write a name and a fraction, such as train=0.8") from None
+    return found
 
 
 @recipes.command("show")

@@ -54,6 +54,26 @@ class ReleaseError(TrajmillError):
     """A release cannot be written or read."""
 
 
+class ConvertError(TrajmillError):
+    """A dataset cannot be written as asked."""
+
+
+class ViewError(TrajmillError):
+    """A view of a dataset makes no sense."""
+
+
+class FormatError(TrajmillError):
+    """A file of somebody else's dataset is not what its format says; names the record."""
+
+
+class FilterError(TrajmillError):
+    """A filter cannot be read, or asks for something that the rows do not have."""
+
+
+class SplitError(TrajmillError):
+    """Data cannot be split so, or a split is not for this data."""
+
+
 class PublishError(TrajmillError):
     """A release could not be pushed: refused, in conflict with another commit, or not the same at the other end."""
 

@@ -34,8 +34,11 @@ from trajmill.stores import is_store, shown
 
 if TYPE_CHECKING:
     from trajmill.copying import CopySummary
+    from trajmill.dataset import Dataset
+    from trajmill.leakage import Leakage
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
+    from trajmill.splits import Split
 
 PLAIN_EVERY = 30.0
 """Seconds between lines of progress when the output is no terminal."""
@@ -365,6 +368,54 @@ def print_push(summary: PushSummary) -> None:
     _print(f"{summary.target}: {sent}, {len(summary.unchanged)} unchanged, {len(summary.deleted)} deleted; verified")
     if summary.url:
         _print(summary.url)
+
+
+FEW = ("id", "chemical_formula_reduced", "nsites", "functional", "energy", "max_force", "energy_above_final")
+"""Columns that are shown where none are asked for."""
+
+
+def print_rows(dataset: Dataset, columns: Sequence[str] | None, limit: int) -> None:
+    """Show rows of a dataset, and say how many there are."""
+    n = len(dataset)
+    names = columns or [name for name in FEW if name in dataset.schema.names]
+    rows: list[dict[str, Any]] = []
+    for batch in dataset.batches(columns=names):
+        rows += batch.slice(0, limit - len(rows) if limit else None).to_pylist()
+        if limit and len(rows) >= limit:
+            break
+    _print(_table(f"{n:,} frames", tuple(names), ([row[name] for name in names] for row in rows)))
+    if len(rows) < n:
+        _print(f"the first {len(rows):,} are shown; --limit shows more, --out writes all of them to a file")
+
+
+def print_split(split: Split, path: Path) -> None:
+    """Say what is in which part."""
+    counts = [len(split[name]) for name in split.names]
+    rows = [(name, n, f"{n / max(sum(counts), 1):.4f}") for name, n in zip(split.names, counts, strict=True)]
+    _print(_table(f"{path}: {sum(counts):,} trajectories", ("part", "trajectories", "fraction"), rows), *split.notes)
+
+
+def print_converted(out: Path, written: int, left_out: int, energy: str) -> None:
+    """Say what a conversion did."""
+    _print(
+        f"{out}: {_many(written, 'frame')} written" + (f", {left_out:,} without {energy} left out" if left_out else "")
+    )
+
+
+def print_leakage(found: Leakage, limit: int) -> bool:
+    """Show what was found; return whether it is more than a formula and a space group."""
+    rows = [(sign, len(pairs)) for sign, pairs in found.found.items()]
+    _print(_table(f"{found.tested:,} trajectories to be unseen; in common with a trained one:", ("sign", "seen"), rows))
+    for sign, pairs in found.found.items():
+        if pairs:
+            _print(_table(sign, ("to be unseen", "trained on"), pairs[: limit or None]))
+    return bool(found.trajectories)
+
+
+def print_held_out(found: Sequence[str], listed: int, limit: int) -> bool:
+    """Show trajectories of materials that are to be unseen; return whether there are any."""
+    _print(f"{len(found):,} trajectories are of one of {listed:,} listed materials", *found[: limit or None])
+    return bool(found)
 
 
 def print_info(address: str | Path) -> bool:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 import fakes
+import trajmill
 from making import make
 from trajmill.codec import encode, encode_rejections
 from trajmill.errors import StoreError
@@ -205,6 +206,21 @@ class StoreConformance:
         assert list(new.task_ids("mp/new")) == []
         store.commit(write(new, "mp/new", frame=[frames("n", asset="mp/new", n_frames=1)]))
         assert tasks(store, assets=["mp/new"]) == [("mp/new", "n")]
+
+    def test_as_a_dataset(self, store):
+        put(store, "mp/a", frame=[frames("x", "y", n_frames=3)])
+        put(store, "mp/b", frame=[frames("z", asset="mp/b", n_frames=2)])
+        dataset = trajmill.open(store.address)
+        assert len(dataset) == 8
+        narrow = dataset.filter('step > 0 AND functional = "pbe" AND elements LENGTH >= 1')
+        ids = [i for batch in narrow.batches(columns=["id", "asset"]) for i in batch["id"].to_pylist()]
+        assert ids == ["x-pbe-1", "x-pbe-2", "y-pbe-1", "y-pbe-2", "z-pbe-1"]
+        assert len(narrow) == 5
+        assert dataset.only(["z-pbe"]).trajectory_ids().to_pylist() == ["z-pbe"]
+        assert [len(t) for t in dataset.sample(2).trajectories()] in ([3, 3], [3, 2])
+        (batch,) = dataset.filter('asset = "mp/b"').batches()
+        assert set(batch["asset"].to_pylist()) == {"mp/b"}
+        assert batch.schema.equals(dataset.schema, check_metadata=True)
 
     def test_an_asset_without_rows(self, store):
         put(store, "mp/a")

@@ -1,0 +1,187 @@
+"""Rows of frames wherever they lie: some columns of those that meet a condition, in the order they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trajmill.errors import ReleaseError
+from trajmill.schema import FRAME_SCHEMA
+from trajmill.storage import COLUMNS, AnyPath, parquet, readable
+from trajmill.stores.base import Store, stream
+from trajmill.stores.delta import DeltaStore
+
+STRESS_UNITS = ("kBar", "eV/A^3")
+"""VASP's unit with its sign, positive under compression, and ASE's, positive under tension."""
+
+BATCH = 10_000
+"""Rows that are handed out at once at most."""
+
+
+class Wanted(NamedTuple):
+    """Which rows are wanted.
+
+    Attributes:
+        conditions: in SQL, all of which a row must meet.
+        ids: of the trajectories; None takes all.
+    """
+
+    conditions: tuple[str, ...] = ()
+    ids: pa.Array | None = None
+
+
+class Rows(Protocol):
+    """Labelled frames of a store, of a release, or of somebody else's files.
+
+    Attributes:
+        schema: of all columns there are; its metadata says in which unit stress is.
+    """
+
+    schema: pa.Schema
+
+    def count(self) -> int:
+        """Count them."""
+        ...
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Stream these columns."""
+        ...
+
+    def offer(self, db: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Any:
+        """Make them the view `rows` of a connection, with these columns at least; use it as a context manager."""
+        ...
+
+
+class StoreRows:
+    """Frames of a store.
+
+    Args:
+        store: where they are.
+        role: `frame`, or `input` for geometries without labels.
+    """
+
+    def __init__(self, store: Store, role: str = "frame") -> None:
+        self.schema = FRAME_SCHEMA
+        self._store, self._role = store, role
+
+    def count(self) -> int:
+        """See `Rows.count`."""
+        return sum(self._store.count(self._role).values())
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """See `Rows.batches`."""
+        return self._store.read(self._role, columns=columns)
+
+    @contextmanager
+    def offer(self, db: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Iterator[None]:
+        """See `Rows.offer`."""
+        files = self._store.files(self._role) if isinstance(self._store, DeltaStore) else []
+        if files and all(isinstance(path, Path) for _, path, _ in files):
+            # the name of the asset is in the path, as the column `asset`
+            db.read_parquet([str(path) for _, path, _ in files], hive_partitioning=True).create_view("rows")
+            yield
+            return
+        with stream(self._store, self._role, columns) as rows:
+            db.register("rows", rows)
+            yield
+
+
+class ParquetRows:
+    """Rows of Parquet files.
+
+    Args:
+        files: in order.
+        stress: unit in which the files hold stress, `eV/A^3` or `kBar` (VASP's sign); None where they say so.
+
+    Raises:
+        ReleaseError: they do not say it.
+    """
+
+    def __init__(self, files: Sequence[AnyPath], stress: str | None = None) -> None:
+        self._files = files
+        self.schema = pq.read_schema(readable(files[0], COLUMNS))
+        metadata = dict(self.schema.metadata or {})
+        if stress not in (None, *STRESS_UNITS):
+            raise ReleaseError(f"no unit of stress: {stress}; say {' or '.join(STRESS_UNITS)}")
+        if stress is not None:
+            metadata[b"trajmill.stress_unit"] = stress.encode()
+        if b"trajmill.stress_unit" not in metadata and "stress_tensor" in self.schema.names:
+            raise ReleaseError(
+                f"{files[0]}: does not say in which unit stress is; say stress='kBar' (as the published LeMat-Traj, "
+                "VASP's sign) or stress='eV/A^3' (ASE's sign)"
+            )
+        self.schema = self.schema.with_metadata(metadata)
+
+    def count(self) -> int:
+        """See `Rows.count`."""
+        return sum(pq.read_metadata(readable(file, COLUMNS)).num_rows for file in self._files)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """See `Rows.batches`."""
+        for file in self._files:
+            scanner = parquet([file]).scanner(columns=list(columns), batch_size=BATCH, use_threads=False)
+            yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+
+    @contextmanager
+    def offer(self, db: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Iterator[None]:
+        """See `Rows.offer`."""
+        if all(isinstance(file, Path) for file in self._files):
+            db.read_parquet([str(file) for file in self._files]).create_view("rows")
+        else:
+            schema = pa.schema([self.schema.field(name) for name in columns])
+            db.register("rows", pa.RecordBatchReader.from_batches(schema, self.batches(columns)))
+        yield
+
+
+def where(rows: Rows, columns: Sequence[str], wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    """Stream columns of the rows that are wanted, in the order they are stored."""
+    schema = pa.schema([rows.schema.field(name) for name in columns], metadata=rows.schema.metadata)
+    with _asking(rows, wanted, columns) as db:
+        if wanted.ids is not None:
+            # the order of rows survives a filter, but a join only on one thread and with the ids on its inner side
+            db.execute("SET threads = 1")
+            db.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+        chosen = ", ".join(f'"{name}"' for name in columns)
+        for batch in _to_reader(db.sql(f"SELECT {chosen} FROM wanted")):
+            if batch.num_rows:
+                yield batch.cast(schema)
+
+
+def ask(rows: Rows, sql: str, wanted: Wanted) -> pa.Table:
+    """Run SQL over the view `wanted` of the rows that are wanted, once, and return what it finds."""
+    with _asking(rows, wanted, [name for name in rows.schema.names if name in sql]) as db:
+        return db.sql(sql).to_arrow_table()
+
+
+@contextmanager
+def _asking(rows: Rows, wanted: Wanted, columns: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Connect to DuckDB with a view `wanted`, with these columns at least, in the order the rows are stored."""
+    condition = " AND ".join(wanted.conditions) or "TRUE"
+    identity = trajectory_id(rows.schema)
+    with duckdb.connect(config={"python_enable_replacements": False}) as db:  # a name is a view, never a variable
+        db.execute("SET preserve_insertion_order = true")
+        if wanted.ids is not None:
+            db.register("ids", pa.table({"wanted_id": wanted.ids}))
+            condition += f" AND {identity} IN (SELECT wanted_id FROM ids)"
+        needed = [name for name in rows.schema.names if name in columns or name in condition]
+        with rows.offer(db, needed):
+            db.execute(f"CREATE TEMP VIEW wanted AS SELECT * FROM rows WHERE {condition}")
+            yield db
+
+
+def _to_reader(relation: Any) -> Iterator[pa.RecordBatch]:
+    """Return what a query finds as a stream; DuckDB has renamed how one asks for it."""
+    ask = relation.to_arrow_reader if hasattr(relation, "to_arrow_reader") else relation.fetch_arrow_reader
+    reader: Iterator[pa.RecordBatch] = ask(BATCH)
+    return reader
+
+
+def trajectory_id(schema: pa.Schema) -> str:
+    """Return the SQL of what identifies a row's trajectory; the published schema has no column for it."""
+    return "trajectory_id" if "trajectory_id" in schema.names else "regexp_replace(id, '-[0-9]+$', '')"
