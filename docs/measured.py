@@ -174,7 +174,7 @@ def plan() -> str:
 
 def _span(frames: float, us_per_frame: Sequence[float]) -> str:
     low, high = (f(us_per_frame) * frames / 3600e6 for f in (min, max))
-    return f"{low:,.0f} to {high:,.0f} hours"
+    return f"{low:,.0f} to {high:,.0f} hours" if low >= 2 else f"{60 * low:,.0f} to {60 * high:,.0f} min"
 
 
 def _digits(value: float) -> float:
