@@ -26,7 +26,8 @@ TABLE = pa.Table.from_pylist([dict(zip(NAMES, row, strict=True)) for row in ROWS
 def matched(text, table=TABLE):
     with duckdb.connect() as db:
         db.register("rows", table)
-        return "".join(i for (i,) in db.execute(f"SELECT id FROM rows WHERE {to_sql(text, table.schema)}").fetchall())
+        found = db.execute(f"SELECT id FROM rows WHERE {to_sql(text, table.schema)}").fetchall()
+    return "".join(sorted(i for (i,) in found))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ ALIASES = {"step": "relaxation_step", "stage": "relaxation_number", "space_group
 
 DERIVED = {
     "chemical_system": ("array_to_string(elements, '-')", "text", "elements"),
-    "max_force": ("list_max(list_transform(forces, lambda f: sqrt(f[1]**2 + f[2]**2 + f[3]**2)))", "number", "forces"),
+    "max_force": ("list_max([sqrt(f[1]**2 + f[2]**2 + f[3]**2) for f in forces])", "number", "forces"),
 }
 """What is computed where there is no column of the name: SQL, kind, and the column that it is computed from."""
 
