@@ -209,7 +209,7 @@ class Dataset:
         """Count the frames."""
         if self._thinning:
             return sum(batch.num_rows for batch in self.batches(columns=["id"]))
-        if self._wanted == Wanted():
+        if self._wanted.everything:
             return self._rows.count()
         return int(self.ask("SELECT count(*) AS n FROM wanted")["n"][0].as_py())
 
@@ -256,7 +256,7 @@ class Dataset:
         return n
 
     def _unthinned(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        if self._wanted == Wanted():
+        if self._wanted.everything:
             yield from self._rows.batches(columns)
         else:
             yield from where(self._rows, columns, self._wanted)

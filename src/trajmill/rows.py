@@ -35,6 +35,11 @@ class Wanted(NamedTuple):
     conditions: tuple[str, ...] = ()
     ids: pa.Array | None = None
 
+    @property
+    def everything(self) -> bool:
+        """Whether all rows are."""
+        return not self.conditions and self.ids is None
+
 
 class Rows(Protocol):
     """Labelled frames of a store, of a release, or of somebody else's files.
