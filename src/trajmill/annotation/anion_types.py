@@ -38,6 +38,10 @@ SULFUR_SHELL = 0.4
 SULFUR_SYMPREC = 0.1
 """A, the tolerance with which pymatgen looks for equivalent sulfur atoms."""
 
+APART = 1.0
+"""A, by which distances to the nearest sulfur atom differ where no operation can take one atom to the other: within
+pymatgen's tolerance it changes distances by some tenths at most."""
+
 STRENGTH = ("none", "polysulfide", "sulfide")
 """What atoms say: one that comes first here decides."""
 
@@ -121,12 +125,13 @@ def sulfide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -
     sulfur = numbers == NUMBERS["S"]
     if not sulfur.any() or sulfur.all():
         return "none"
-    said = _said_of(lattice, positions, numbers, sulfur)
+    said, nearest = _said_of(lattice, positions, numbers, sulfur)
     if None not in said:
         strongest = min(said, key=STRENGTH.index)
-        if strongest == said[0]:
+        # it matters which atoms pymatgen asks: the first of each orbit, of which the very first atom is one
+        its = said == strongest
+        if its[0] or (np.abs(nearest[its][:, None] - nearest[~its]) > APART).all(axis=1).any():
             return str(strongest)
-        # it matters which atoms pymatgen asks: the first of each orbit, of which the very first is one
         return str(min(said[_first_of_orbits(lattice, positions, numbers)[sulfur]], key=STRENGTH.index))
     from pymatgen.analysis.structure_analyzer import sulfide_type as ask
 
@@ -135,13 +140,17 @@ def sulfide_type(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -
 
 def _said_of(
     lattice: FloatArray, positions: FloatArray, numbers: Numbers, sulfur: NDArray[np.bool_]
-) -> NDArray[np.object_]:
-    """Return what the surroundings of each sulfur atom say, None where that is in doubt."""
+) -> tuple[NDArray[np.object_], FloatArray]:
+    """Return what the surroundings of each sulfur atom say, and the distance to the nearest other one.
+
+    What they say is None where that is in doubt; the distance, in A, is `SULFUR_SEARCH` where it is larger.
+    """
     distances = _distances(lattice, positions, sulfur, SULFUR_SEARCH)
     if distances is None:
-        return np.array([None])
+        return np.array([None]), np.zeros(1)
     elements = np.repeat(numbers, distances.shape[2])
-    return np.array([_says(around, elements) for around in distances.reshape(len(distances), -1)], object)
+    said = [_says(around, elements) for around in distances.reshape(len(distances), -1)]
+    return np.array(said, object), np.minimum(distances[:, sulfur].min(axis=(1, 2)), SULFUR_SEARCH)
 
 
 def _first_of_orbits(lattice: FloatArray, positions: FloatArray, numbers: Numbers) -> NDArray[np.bool_]:
