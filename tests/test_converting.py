@@ -66,6 +66,7 @@ def test_extxyz_with_plain_names(dataset, runs, tmp_path):
 
 def test_aselmdb(dataset, runs, tmp_path):
     assert convert(dataset, tmp_path / "data.aselmdb", "aselmdb") == (9, 0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.aselmdb", "store"]
     with ase.db.connect(str(tmp_path / "data.aselmdb"), type="aselmdb", readonly=True) as database:
         rows = [(row.toatoms(), row.energy, row.forces, row.get("stress")) for row in database.select()]
     check(rows, runs)

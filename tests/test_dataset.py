@@ -212,6 +212,19 @@ def test_arrays_are_what_the_trajectories_are(dataset):
             i += 1
 
 
+def test_arrays_keep_frames_without_forces_apart(tmp_path):
+    """A row without forces takes as many atoms as it has: those after it would be taken for its own."""
+    inputs = make_trajectory("oqmd-1", n_frames=1, energy=np.nan, energy_corrected=None,
+                             forces=np.full((1, 2, 3), np.nan), is_input=np.array([True]))  # fmt: skip
+    runs = [make_trajectory("mp-1"), inputs, make_trajectory("mp-2")]
+    make_store(tmp_path / "store", runs)
+    (flat,) = trajmill.open(tmp_path / "store").arrays()
+    assert len(flat.forces) == len(flat.positions) == flat.offsets[-1] == 14
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(flat.forces).any(axis=1)), [6, 7])
+    np.testing.assert_array_equal(flat.forces[8:], runs[2].forces.reshape(-1, 3))
+    assert np.flatnonzero(np.isnan(flat.energy)).tolist() == [3]
+
+
 def test_arrays_without_stress_and_in_kbar(tmp_path):
     runs = [make_trajectory("mp-1", stress=np.full((3, 3, 3), np.nan)), make_trajectory("mp-2")]
     make_store(tmp_path / "store", runs)

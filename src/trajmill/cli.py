@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from trajmill.errors import RecipeError, TrajmillError
 from trajmill.recipe import BUILT_IN, SOURCES, DatabaseAddress, Recipe, load, to_toml
 from trajmill.storage import AnyPath, as_path
+
+if TYPE_CHECKING:
+    from trajmill.dataset import Dataset
 
 app = typer.Typer(
     name="trajmill", help="Raw DFT relaxation data in, one clean dataset of trajectories out.", no_args_is_help=True,
@@ -263,11 +266,8 @@ def query(
     from trajmill import thinning
     from trajmill.dataset import Dataset
     from trajmill.report import print_rows
-    from trajmill.splits import Split
 
-    wanted = Dataset(dataset).filter(where)
-    if part is not None:
-        wanted = Split.load(part[0]).of(wanted, part[1])
+    wanted = _wanted(dataset, where, part)
     if sample is not None:
         wanted = wanted.sample(sample, seed=seed)
     ways = {"every": every, "energy_steps": energy_steps, "farthest": farthest}
@@ -321,13 +321,9 @@ def convert(
 ) -> None:
     """Write a dataset into a file that other programs train from."""
     from trajmill.converting import convert as run
-    from trajmill.dataset import Dataset
     from trajmill.report import RowProgress, print_converted
-    from trajmill.splits import Split
 
-    wanted = Dataset(dataset).filter(where)
-    if part is not None:
-        wanted = Split.load(part[0]).of(wanted, part[1])
+    wanted = _wanted(dataset, where, part)
     total = len(wanted)
     with RowProgress("convert") as progress:
         written, left_out = run(
@@ -359,6 +355,15 @@ def leakage(
             raise typer.Exit(1)
     elif print_leakage(find_leakage(Dataset(train), Dataset(test), structures=structures), limit):
         raise typer.Exit(1)
+
+
+def _wanted(dataset: str, where: str, part: tuple[Path, str] | None) -> Dataset:
+    """Open what a filter matches of a dataset, or of a part of it."""
+    from trajmill.dataset import Dataset
+    from trajmill.splits import Split
+
+    matched = Dataset(dataset).filter(where)
+    return matched if part is None else Split.load(part[0]).of(matched, part[1])
 
 
 def _fractions(parts: list[str] | None) -> dict[str, float]:

@@ -131,11 +131,14 @@ def _write_aselmdb(frames: Iterator[list[Atoms]], out: Path, prefix: str) -> Non
         raise ConvertError("labels of an ASE database have names of their own; leave the prefix out")
     require("ase_db_backends", extra="formats")
     connect: Any = require("ase.db", extra="formats").connect
-    with connect(str(out), type="aselmdb", append=False) as database:
-        for some in frames:
-            for atoms in some:
-                data = {**_plain(atoms).info, "sid": atoms.info["trajectory_id"]}
-                database.write(atoms, data=data)
+    try:
+        with connect(str(out), type="aselmdb", append=False) as database:
+            for some in frames:
+                for atoms in some:
+                    data = {**_plain(atoms).info, "sid": atoms.info["trajectory_id"]}
+                    database.write(atoms, data=data)
+    finally:
+        out.with_name(f"{out.name}-lock").unlink(missing_ok=True)  # LMDB leaves it behind
 
 
 TARGETS = {"extxyz": Target(_write_extxyz, "REF_"), "aselmdb": Target(_write_aselmdb, "")}

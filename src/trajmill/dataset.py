@@ -49,9 +49,9 @@ class FlatFrames:
         offsets: (n_frames + 1,).
         numbers: (n_atoms,) atomic numbers.
         positions: (n_atoms, 3) A.
-        forces: (n_atoms, 3) eV/A.
+        forces: (n_atoms, 3) eV/A; NaN where unknown.
         lattice: (n_frames, 3, 3) A, vectors as rows.
-        energy: (n_frames,) eV.
+        energy: (n_frames,) eV; NaN where unknown.
         stress: (n_frames, 3, 3) eV/A^3, positive under tension; NaN where unknown.
         ids: of the frames.
     """
@@ -366,27 +366,28 @@ def _flat(batch: pa.RecordBatch, in_kbar: bool) -> FlatFrames:
     symbols = batch["species_at_sites"].flatten().dictionary_encode()
     numbers = np.array([NUMBERS[s] for s in symbols.dictionary.to_pylist()], np.int64)[symbols.indices.to_numpy()]
     offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(batch["species_at_sites"]).to_numpy())])
-    stress = np.full((len(batch), 3, 3), np.nan)
-    known = batch["stress_tensor"].is_valid().to_numpy(zero_copy_only=False)
-    stress[known] = _numbers(batch["stress_tensor"]).reshape(-1, 3, 3)
+    stress = _triples(batch["stress_tensor"], np.full(len(batch), 3)).reshape(-1, 3, 3)
     return FlatFrames(
         offsets=offsets,
         numbers=numbers,
-        positions=_numbers(batch["cartesian_site_positions"]).reshape(-1, 3),
-        forces=_numbers(batch["forces"]).reshape(-1, 3),
-        lattice=_numbers(batch["lattice_vectors"]).reshape(-1, 3, 3),
+        positions=_triples(batch["cartesian_site_positions"], np.diff(offsets)),
+        forces=_triples(batch["forces"], np.diff(offsets)),
+        lattice=_triples(batch["lattice_vectors"], np.full(len(batch), 3)).reshape(-1, 3, 3),
         energy=batch["energy"].to_numpy(zero_copy_only=False),
         stress=stress_from_vasp(stress) if in_kbar else stress,
         ids=batch["id"],
     )
 
 
-def _numbers(nested: pa.Array) -> FloatArray:
-    """Return the numbers of nested lists, in a row."""
-    while pa.types.is_list(nested.type):
-        nested = nested.flatten()
-    numbers: FloatArray = nested.to_numpy(zero_copy_only=False)
-    return numbers
+def _triples(column: pa.Array, counts: NDArray[np.int64]) -> FloatArray:
+    """Return the (n, 3) numbers of all rows, of which each has so many triples; NaN for a row that has none."""
+    known = column.is_valid().to_numpy(zero_copy_only=False)
+    there: FloatArray = column.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
+    if known.all():
+        return there
+    triples = np.full((counts.sum(), 3), np.nan)
+    triples[np.repeat(known, counts)] = there
+    return triples
 
 
 def _shards(release: AnyPath, configuration: str | None) -> list[AnyPath]:

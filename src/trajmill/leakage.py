@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trajmill.dataset import Dataset
 from trajmill.rows import trajectory_id
+from trajmill.thinning import farthest
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -106,7 +107,7 @@ def _by_formula(
     """Return the last structure of each trajectory of these formulas."""
     found: dict[str, list[tuple[str, Structure]]] = {formula: [] for formula in formulas}
     last = {row["last"]: row for row in rows if row["formula"] in formulas}
-    for structure in dataset.only(row["trajectory"] for row in last.values()).structures():
+    for structure in dataset.only(row["trajectory"] for row in last.values()).thin(farthest(1)).structures():
         if row := last.get(structure.properties["id"]):
             found[row["formula"]].append((row["trajectory"], structure))
     return found

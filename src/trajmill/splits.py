@@ -87,7 +87,8 @@ class Split:
         Raises:
             SplitError: there is no such part, or the dataset has a trajectory that the split does not know.
         """
-        unknown = dataset.trajectory_ids().filter(pc.invert(pc.is_in(dataset.trajectory_ids(), self.ids)))
+        ids = dataset.trajectory_ids()
+        unknown = ids.filter(pc.invert(pc.is_in(ids, self.ids)))
         if len(unknown):
             raise SplitError(
                 f"{len(unknown):,} trajectories are not in this split, such as {unknown[0]}; it was made for other data"
