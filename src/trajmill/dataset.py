@@ -21,6 +21,7 @@ from trajmill.elements import NUMBERS
 from trajmill.errors import FilterError, ReleaseError, require
 from trajmill.filters import to_sql
 from trajmill.formats import find
+from trajmill.hub_files import HUB, hub_path, known_stress
 from trajmill.releases.hugging_face import CONFIGURATIONS, MANIFEST
 from trajmill.rows import ParquetRows, Rows, StoreRows, Wanted, ask, trajectory_id, where
 from trajmill.schema import parquet_options
@@ -77,8 +78,8 @@ class Dataset:
 
     Args:
         address: of a store (a folder, `s3://...`, `postgresql://...`), or of a release or one configuration of a
-            release (a folder, `s3://...`), of a Parquet file with such rows, or of a file or folder of another
-            format (see `trajmill.formats`).
+            release (a folder, `s3://...`, `hf://datasets/NAMESPACE/NAME[@REVISION]`), of a Parquet file with such rows,
+            or of a file or folder of another format (see `trajmill.formats`).
         configuration: one of a release's configurations (`compatible_pbe`, ...); None takes all with labels. A store
             has none: use `functional`.
         functional: only trajectories with this functional.
@@ -111,7 +112,7 @@ class Dataset:
                 )
             self._rows: Rows = StoreRows(open_store(address), "input" if inputs else "frame")
         else:
-            self._release = as_path(address)
+            self._release = hub_path(str(address)) if str(address).startswith(HUB) else as_path(address)
             if inputs and configuration is None and self._release.is_dir():
                 configuration = INPUTS
             files = _shards(self._release, configuration)
@@ -120,7 +121,8 @@ class Dataset:
                 raise ReleaseError(
                     f"{address}: neither a trajmill store nor a release, and no files of another format that is known"
                 )
-            self._rows = foreign or ParquetRows(files, stress)
+            published = known_stress(str(address)) if stress is None and files else None
+            self._rows = foreign or ParquetRows(files, stress or published, doubted="oqmd-" if published else None)
         self._wanted = Wanted()
         self._thinning: Thinning | None = None
         for name, value in (("functional", functional), ("source", source)):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trajmill.errors import ReleaseError
@@ -103,13 +104,14 @@ class ParquetRows:
     Args:
         files: in order.
         stress: unit in which the files hold stress, `eV/A^3` or `kBar` (VASP's sign); None where they say so.
+        doubted: what identifiers of frames begin with whose stress is in no known unit, and is left out.
 
     Raises:
         ReleaseError: they do not say it.
     """
 
-    def __init__(self, files: Sequence[AnyPath], stress: str | None = None) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[AnyPath], stress: str | None = None, doubted: str | None = None) -> None:
+        self._files, self._doubted = files, doubted
         self.schema = pq.read_schema(readable(files[0], COLUMNS))
         metadata = dict(self.schema.metadata or {})
         if stress not in (None, *STRESS_UNITS):
@@ -129,19 +131,33 @@ class ParquetRows:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """See `Rows.batches`."""
+        doubted = self._doubted if "stress_tensor" in columns else None
+        read = list(dict.fromkeys([*columns, "id"])) if doubted else list(columns)
         for file in self._files:
-            scanner = parquet([file]).scanner(columns=list(columns), batch_size=BATCH, use_threads=False)
-            yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+            scanner = parquet([file]).scanner(columns=read, batch_size=BATCH, use_threads=False)
+            for batch in filter(len, scanner.to_batches()):
+                yield _without_stress(batch, doubted).select(columns) if doubted else batch
 
     @contextmanager
-    def offer(self, db: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Iterator[None]:
+    def offer(self, db: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Iterator[None]:  # noqa: ARG002
         """See `Rows.offer`."""
         if all(isinstance(file, Path) for file in self._files):
-            db.read_parquet([str(file) for file in self._files]).create_view("rows")
+            rows = db.read_parquet([str(file) for file in self._files])
         else:
-            schema = pa.schema([self.schema.field(name) for name in columns])
-            db.register("rows", pa.RecordBatchReader.from_batches(schema, self.batches(columns)))
+            rows = db.from_arrow(parquet(self._files))  # DuckDB asks it for columns, and for rows by simple conditions
+        if self._doubted:
+            known = f"CASE WHEN NOT starts_with(id, '{self._doubted}') THEN stress_tensor END"
+            rows = rows.project(f"* REPLACE ({known} AS stress_tensor)")
+        rows.create_view("rows")
         yield
+
+
+def _without_stress(batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
+    """Leave out the stress of frames whose identifiers begin so."""
+    index = batch.schema.names.index("stress_tensor")
+    stress = batch["stress_tensor"]
+    known = pc.if_else(pc.starts_with(batch["id"], prefix), pa.scalar(None, stress.type), stress)
+    return batch.set_column(index, batch.schema.field(index), known)
 
 
 def where(rows: Rows, columns: Sequence[str], wanted: Wanted) -> Iterator[pa.RecordBatch]:

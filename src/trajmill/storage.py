@@ -224,7 +224,7 @@ def as_path(address: str | AnyPath) -> AnyPath:
 
 def readable(path: AnyPath, buffering: int = BUFFER) -> Path | BinaryIO:
     """Return what gzip, bz2 and pyarrow read a file from: its path, or a stream where it lies in object storage."""
-    return path.open("rb", buffering) if isinstance(path, ObjectPath) else path
+    return path if isinstance(path, Path) else path.open("rb", buffering)
 
 
 def parquet(files: Sequence[AnyPath], schema: pa.Schema | None = None) -> pads.Dataset:
@@ -236,11 +236,11 @@ def parquet(files: Sequence[AnyPath], schema: pa.Schema | None = None) -> pads.D
     """
     import pyarrow.dataset as pads
 
-    objects = [file for file in files if isinstance(file, ObjectPath)]
+    objects = [file for file in files if not isinstance(file, Path)]
     if not objects:
         return pads.dataset(list(files), schema=schema)
     form = pads.ParquetFileFormat(pre_buffer=False)  # it would keep all that it has read of a file
-    fragments = [form.make_fragment(file.open(buffering=COLUMNS)) for file in objects]
+    fragments = [form.make_fragment(file.open("rb", COLUMNS)) for file in objects]
     return pads.FileSystemDataset(fragments, schema or fragments[0].physical_schema, form)
 
 
