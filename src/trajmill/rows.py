@@ -12,14 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trajmill.errors import ReleaseError
+from trajmill.errors import FilterError, ReleaseError
 from trajmill.schema import FRAME_SCHEMA
 from trajmill.storage import COLUMNS, AnyPath, parquet, readable
+from trajmill.stores import shown
 from trajmill.stores.base import Store, stream
 from trajmill.stores.delta import DeltaStore
 
 STRESS_UNITS = ("kBar", "eV/A^3")
 """VASP's unit with its sign, positive under compression, and ASE's, positive under tension."""
+
+NO_FILES = "has no Parquet files that could be read in pieces; `trajmill query ... --out file.parquet` makes one"
 
 BATCH = 10_000
 """Rows that are handed out at once at most."""
@@ -31,10 +34,12 @@ class Wanted(NamedTuple):
     Attributes:
         conditions: in SQL, all of which a row must meet.
         ids: of the trajectories; None takes all.
+        without: whether `ids` are of those that are left out.
     """
 
     conditions: tuple[str, ...] = ()
     ids: pa.Array | None = None
+    without: bool = False
 
     @property
     def everything(self) -> bool:
@@ -61,6 +66,19 @@ class Rows(Protocol):
 
     def offer(self, db: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Any:
         """Make them the view `rows` of a connection, with these columns at least; use it as a context manager."""
+        ...
+
+    def files(self) -> Sequence[tuple[AnyPath, str | None]]:
+        """List the Parquet files that hold them, each with the asset that all of its rows are of, if it is a store's.
+
+        Raises:
+            FilterError: they are in no such files.
+        """
+        ...
+
+    @property
+    def doubted(self) -> str | None:
+        """What identifiers of frames begin with whose stress is in no known unit."""
         ...
 
 
@@ -97,6 +115,14 @@ class StoreRows:
             db.register("rows", rows)
             yield
 
+    doubted = None
+
+    def files(self) -> Sequence[tuple[AnyPath, str | None]]:
+        """See `Rows.files`."""
+        if not isinstance(self._store, DeltaStore):
+            raise FilterError(f"{shown(self._store.address)}: {NO_FILES}")
+        return [(path, asset) for asset, path, rows in self._store.files(self._role) if rows]
+
 
 class ParquetRows:
     """Rows of Parquet files.
@@ -111,7 +137,7 @@ class ParquetRows:
     """
 
     def __init__(self, files: Sequence[AnyPath], stress: str | None = None, doubted: str | None = None) -> None:
-        self._files, self._doubted = files, doubted
+        self._files, self.doubted = files, doubted
         self.schema = pq.read_schema(readable(files[0], COLUMNS))
         metadata = dict(self.schema.metadata or {})
         if stress not in (None, *STRESS_UNITS):
@@ -131,12 +157,12 @@ class ParquetRows:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """See `Rows.batches`."""
-        doubted = self._doubted if "stress_tensor" in columns else None
+        doubted = self.doubted if "stress_tensor" in columns else None
         read = list(dict.fromkeys([*columns, "id"])) if doubted else list(columns)
         for file in self._files:
             scanner = parquet([file]).scanner(columns=read, batch_size=BATCH, use_threads=False)
             for batch in filter(len, scanner.to_batches()):
-                yield _without_stress(batch, doubted).select(columns) if doubted else batch
+                yield without_stress(batch, doubted).select(columns) if doubted else batch
 
     @contextmanager
     def offer(self, db: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Iterator[None]:  # noqa: ARG002
@@ -145,14 +171,18 @@ class ParquetRows:
             rows = db.read_parquet([str(file) for file in self._files])
         else:
             rows = db.from_arrow(parquet(self._files))  # DuckDB asks it for columns, and for rows by simple conditions
-        if self._doubted:
-            known = f"CASE WHEN NOT starts_with(id, '{self._doubted}') THEN stress_tensor END"
+        if self.doubted:
+            known = f"CASE WHEN NOT starts_with(id, '{self.doubted}') THEN stress_tensor END"
             rows = rows.project(f"* REPLACE ({known} AS stress_tensor)")
         rows.create_view("rows")
         yield
 
+    def files(self) -> Sequence[tuple[AnyPath, str | None]]:
+        """See `Rows.files`."""
+        return [(file, None) for file in self._files]
 
-def _without_stress(batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
+
+def without_stress(batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
     """Leave out the stress of frames whose identifiers begin so."""
     index = batch.schema.names.index("stress_tensor")
     stress = batch["stress_tensor"]
@@ -183,17 +213,22 @@ def ask(rows: Rows, sql: str, wanted: Wanted) -> pa.Table:
 @contextmanager
 def _asking(rows: Rows, wanted: Wanted, columns: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
     """Connect to DuckDB with a view `wanted`, with these columns at least, in the order the rows are stored."""
-    condition = " AND ".join(wanted.conditions) or "TRUE"
-    identity = trajectory_id(rows.schema)
+    asked = condition(wanted, rows.schema)
     with duckdb.connect(config={"python_enable_replacements": False}) as db:  # a name is a view, never a variable
         db.execute("SET preserve_insertion_order = true")
         if wanted.ids is not None:
             db.register("ids", pa.table({"wanted_id": wanted.ids}))
-            condition += f" AND {identity} IN (SELECT wanted_id FROM ids)"
-        needed = [name for name in rows.schema.names if name in columns or name in condition]
+        needed = [name for name in rows.schema.names if name in columns or name in asked]
         with rows.offer(db, needed):
-            db.execute(f"CREATE TEMP VIEW wanted AS SELECT * FROM rows WHERE {condition}")
+            db.execute(f"CREATE TEMP VIEW wanted AS SELECT * FROM rows WHERE {asked}")
             yield db
+
+
+def condition(wanted: Wanted, schema: pa.Schema) -> str:
+    """Return in SQL what rows must meet; trajectories that are wanted, or left out, are in a table `ids`."""
+    asked = " AND ".join(wanted.conditions) or "TRUE"
+    among = "NOT IN" if wanted.without else "IN"
+    return asked if wanted.ids is None else f"{asked} AND {trajectory_id(schema)} {among} (SELECT wanted_id FROM ids)"
 
 
 def _to_reader(relation: Any) -> Iterator[pa.RecordBatch]:

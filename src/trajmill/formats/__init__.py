@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from trajmill.codec import encode
+from trajmill.errors import FilterError
 from trajmill.formats.aselmdb import ASELMDB
 from trajmill.formats.base import Format
 from trajmill.formats.extxyz import EXTXYZ
 from trajmill.formats.matpes import MATPES
 from trajmill.formats.mptrj import MPTRJ
+from trajmill.rows import NO_FILES
 from trajmill.schema import ADDED, METADATA, PUBLISHED
+from trajmill.storage import AnyPath
 from trajmill.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -76,3 +79,9 @@ class FormatRows:
         schema = pa.schema([self.schema.field(name) for name in columns], metadata=METADATA)
         db.register("rows", pa.RecordBatchReader.from_batches(schema, self.batches(columns)))
         yield
+
+    doubted = None
+
+    def files(self) -> Sequence[tuple[AnyPath, str | None]]:
+        """See `trajmill.rows.Rows.files`."""
+        raise FilterError(f"{self._files[0]}: {NO_FILES}")

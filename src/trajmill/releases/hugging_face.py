@@ -112,7 +112,7 @@ def _export(store: Store, out: Path, recipe: Recipe, report: Callable[[int], Non
                 e0s.add(rows)
             licences.update(_licences(rows))
             for name, part in _by_configuration(rows, role):
-                shards[name].write(_as_released(part, schema, stress_unit))
+                shards[name].write(as_released(part, schema, stress_unit))
                 for key, (n_frames, n_runs) in _contents(name, part).items():
                     before = contents.get(key, (0, 0))
                     contents[key] = before[0] + n_frames, before[1] + n_runs
@@ -175,9 +175,16 @@ def _by_configuration(rows: pa.Table, role: str) -> Iterator[tuple[str, pa.Table
         yield "non_compatible", rest
 
 
-def _as_released(rows: pa.Table, schema: pa.Schema, stress_unit: str) -> pa.Table:
-    """Give rows the columns and units of the release."""
-    if stress_unit == "kBar":
+def as_released(rows: pa.Table, schema: pa.Schema, stress_unit: str, given: str = "eV/A^3") -> pa.Table:
+    """Give rows the columns and units of a release.
+
+    Args:
+        rows: with all of its columns at least.
+        schema: of the release.
+        stress_unit: of the release.
+        given: unit in which the rows have stress.
+    """
+    if stress_unit == "kBar" and given != "kBar":
         index = rows.schema.names.index("stress_tensor")
         rows = rows.set_column(index, "stress_tensor", _scaled(rows["stress_tensor"], -KBAR_PER_EV_PER_A3))
     if schema.metadata[b"trajmill.format"] == b"lemat-traj":  # the published set has the raw energy outside PBE
