@@ -22,6 +22,7 @@ from trajmill.errors import FilterError, ReleaseError, require
 from trajmill.filters import to_sql
 from trajmill.formats import find
 from trajmill.hub_files import HUB, hub_path, known_stress
+from trajmill.pieces import Pieces, pieces_of
 from trajmill.releases.hugging_face import CONFIGURATIONS, MANIFEST
 from trajmill.rows import ParquetRows, Rows, StoreRows, Wanted, ask, trajectory_id, where
 from trajmill.schema import parquet_options
@@ -69,12 +70,36 @@ class FlatFrames:
     def __len__(self) -> int:
         return len(self.energy)
 
+    def __getitem__(self, rows: slice) -> FlatFrames:
+        """Return some frames, one after the other, without a copy."""
+        start, stop, _ = rows.indices(len(self))
+        atoms = slice(self.offsets[start], self.offsets[stop])
+        return FlatFrames(
+            self.offsets[start : stop + 1] - self.offsets[start],
+            self.numbers[atoms], self.positions[atoms], self.forces[atoms],
+            self.lattice[start:stop], self.energy[start:stop], self.stress[start:stop], self.ids[start:stop],
+        )  # fmt: skip
+
+
+def joined(parts: Sequence[FlatFrames]) -> FlatFrames:
+    """Put frames one after the other; what is alone is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    n_atoms = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+    offsets = [part.offsets[:-1] + n for part, n in zip(parts, n_atoms, strict=False)]
+    names = ("numbers", "positions", "forces", "lattice", "energy", "stress")
+    return FlatFrames(
+        offsets=np.concatenate([*offsets, n_atoms[-1:]]),
+        ids=pa.concat_arrays([part.ids for part in parts]),
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+    )
+
 
 class Dataset:
     """Frames of a store or a release, streamed in the order they are stored.
 
-    Nothing is read before it is iterated. `filter`, `sample`, `only` and `thin` return a narrower dataset and leave
-    this one as it is.
+    Nothing is read before it is iterated. `filter`, `sample`, `only`, `without` and `thin` return a narrower dataset
+    and leave this one as it is.
 
     Args:
         address: of a store (a folder, `s3://...`, `postgresql://...`), or of a release or one configuration of a
@@ -165,8 +190,18 @@ class Dataset:
         """Take only these trajectories."""
         ids = pa.array(trajectory_ids, pa.string())
         if self._wanted.ids is not None:
-            ids = ids.filter(pc.is_in(ids, self._wanted.ids))
-        return self._narrowed(ids=ids)
+            known = pc.is_in(ids, self._wanted.ids)
+            ids = ids.filter(pc.invert(known) if self._wanted.without else known)
+        return self._narrowed(ids=ids, without=False)
+
+    def without(self, trajectory_ids: Iterable[str]) -> Self:
+        """Leave these trajectories out, such as those that `trajmill.duplicates` marks."""
+        ids = pa.array(trajectory_ids, pa.string()).drop_null()  # SQL's NOT IN is never true with a null among them
+        if self._wanted.ids is None or self._wanted.without:
+            known = [] if self._wanted.ids is None else [self._wanted.ids]
+            return self._narrowed(ids=pa.concat_arrays([*known, ids]), without=True)
+        wanted = self._wanted.ids
+        return self._narrowed(ids=wanted.filter(pc.invert(pc.is_in(wanted, ids))))
 
     def sample(self, n: int, *, seed: int = 0) -> Self:
         """Take n trajectories at random, whole ones; all where there are not so many.
@@ -182,7 +217,7 @@ class Dataset:
         identity = trajectory_id(self.schema)
         all_of_them = f"SELECT DISTINCT {identity} AS t FROM wanted"
         drawn = self.ask(f"SELECT t FROM ({all_of_them}) ORDER BY md5(t || '/{seed:d}'), t LIMIT {n:d}")
-        return self._narrowed(ids=drawn["t"].combine_chunks())
+        return self._narrowed(ids=drawn["t"].combine_chunks(), without=False)
 
     def thin(self, thinning: Thinning) -> Self:
         """Take fewer frames of each trajectory; see `trajmill.thinning` for the ways.
@@ -271,11 +306,18 @@ class Dataset:
     def arrays(self) -> Iterator[FlatFrames]:
         """Stream frames as flat arrays, many at a time, without a Python object for each: the fastest way."""
         for batch in self.batches(columns=LABELS):
-            yield _flat(batch, self._in_kbar)
+            yield to_flat(batch.replace_schema_metadata(self.schema.metadata))
 
-    @property
-    def _in_kbar(self) -> bool:
-        return bool((self.schema.metadata or {}).get(b"trajmill.stress_unit") == b"kBar")
+    def pieces(self) -> Pieces:
+        """Return the frames in pieces that several processes can read, in any order.
+
+        Raises:
+            FilterError: they are in no Parquet files, or thinned.
+        """
+        if self._thinning is not None:
+            raise FilterError("thinned frames cannot be read in pieces; save them first, and open what was saved")
+        found = [piece for file, asset in self._rows.files() for piece in pieces_of(file, asset)]
+        return Pieces(tuple(found), self.schema, self._wanted, self._rows.doubted)
 
     def atoms(self, *, energy: str = "energy") -> Iterator[Atoms]:
         """Stream frames as ASE Atoms with a SinglePointCalculator.
@@ -289,21 +331,7 @@ class Dataset:
         Raises:
             MissingExtraError: ASE is not installed (extra `ase`).
         """
-        ase = require("ase", extra="ase")
-        single_point = require("ase.calculators.singlepoint", extra="ase").SinglePointCalculator
-        to_voigt = require("ase.stress", extra="ase").full_3x3_to_voigt_6_stress
-        for t in self.trajectories():
-            energies = getattr(t, energy)
-            for i in range(len(t)):
-                atoms = ase.Atoms(numbers=t.numbers, positions=t.positions[i], cell=t.lattice[i], pbc=True)
-                labels = {"forces": t.forces[i]}
-                if energies is not None and np.isfinite(energies[i]):
-                    labels["energy"] = float(energies[i])
-                if t.stress[i, 0, 0] == t.stress[i, 0, 0]:
-                    labels["stress"] = to_voigt(t.stress[i])
-                atoms.calc = single_point(atoms, **labels)
-                atoms.info = _facts(t, i)
-                yield atoms
+        return to_atoms(self.trajectories(), energy)
 
     def structures(self) -> Iterator[Structure]:
         """Stream frames as pymatgen Structures.
@@ -311,16 +339,40 @@ class Dataset:
         `properties` holds energy (eV), stress (eV/A^3, 3x3, None where it is unknown) and what `atoms` has in `info`;
         the site property `forces` is in eV/A.
         """
-        from pymatgen.core import Lattice, Structure
+        return to_structures(self.trajectories())
 
-        for t in self.trajectories():
-            for i in range(len(t)):
-                known = t.stress[i, 0, 0] == t.stress[i, 0, 0]
-                labels = {"energy": float(t.energy[i]), "stress": t.stress[i].tolist() if known else None}
-                yield Structure(
-                    Lattice(t.lattice[i]), t.symbols, t.positions[i], coords_are_cartesian=True,
-                    site_properties={"forces": t.forces[i].tolist()}, properties=labels | _facts(t, i),
-                )  # fmt: skip
+
+def to_atoms(trajectories: Iterable[Trajectory], energy: str = "energy") -> Iterator[Atoms]:
+    """Yield the frames of trajectories as `Dataset.atoms` does."""
+    ase = require("ase", extra="ase")
+    single_point = require("ase.calculators.singlepoint", extra="ase").SinglePointCalculator
+    to_voigt = require("ase.stress", extra="ase").full_3x3_to_voigt_6_stress
+    for t in trajectories:
+        energies = getattr(t, energy)
+        for i in range(len(t)):
+            atoms = ase.Atoms(numbers=t.numbers, positions=t.positions[i], cell=t.lattice[i], pbc=True)
+            labels = {"forces": t.forces[i]}
+            if energies is not None and np.isfinite(energies[i]):
+                labels["energy"] = float(energies[i])
+            if t.stress[i, 0, 0] == t.stress[i, 0, 0]:
+                labels["stress"] = to_voigt(t.stress[i])
+            atoms.calc = single_point(atoms, **labels)
+            atoms.info = _facts(t, i)
+            yield atoms
+
+
+def to_structures(trajectories: Iterable[Trajectory]) -> Iterator[Structure]:
+    """Yield the frames of trajectories as `Dataset.structures` does."""
+    from pymatgen.core import Lattice, Structure
+
+    for t in trajectories:
+        for i in range(len(t)):
+            known = t.stress[i, 0, 0] == t.stress[i, 0, 0]
+            labels = {"energy": float(t.energy[i]), "stress": t.stress[i].tolist() if known else None}
+            yield Structure(
+                Lattice(t.lattice[i]), t.symbols, t.positions[i], coords_are_cartesian=True,
+                site_properties={"forces": t.forces[i].tolist()}, properties=labels | _facts(t, i),
+            )  # fmt: skip
 
 
 def _facts(t: Trajectory, frame: int) -> dict[str, Any]:
@@ -363,8 +415,9 @@ def _whole(batches: Iterable[pa.RecordBatch], identity: str) -> Iterator[pa.Tabl
         yield held
 
 
-def _flat(batch: pa.RecordBatch, in_kbar: bool) -> FlatFrames:
-    """Turn rows into flat arrays; those of positions and forces are the rows' own memory."""
+def to_flat(batch: pa.RecordBatch) -> FlatFrames:
+    """Turn rows with the columns `LABELS` into flat arrays; those of positions and forces are the rows' own memory."""
+    in_kbar = (batch.schema.metadata or {}).get(b"trajmill.stress_unit") == b"kBar"
     symbols = batch["species_at_sites"].flatten().dictionary_encode()
     numbers = np.array([NUMBERS[s] for s in symbols.dictionary.to_pylist()], np.int64)[symbols.indices.to_numpy()]
     offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(batch["species_at_sites"]).to_numpy())])

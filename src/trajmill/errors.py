@@ -58,6 +58,10 @@ class ConvertError(TrajmillError):
     """A dataset cannot be written as asked."""
 
 
+class LoadError(TrajmillError):
+    """A dataset cannot be loaded for training as asked."""
+
+
 class ViewError(TrajmillError):
     """A view of a dataset makes no sense."""
 

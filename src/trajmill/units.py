@@ -29,3 +29,8 @@ def stress_from_vasp(kbar: NDArray[np.float64]) -> NDArray[np.float64]:
         asymmetry = np.abs(kbar - np.swapaxes(kbar, -1, -2)).max(axis=(-1, -2))
     good = asymmetry <= MAX_STRESS_ASYMMETRY_KBAR  # False for NaN and inf too
     return np.where(good[..., None, None], -kbar / KBAR_PER_EV_PER_A3 + 0.0, np.nan)
+
+
+def to_voigt(stress: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return xx yy zz yz xz xy of a (3, 3) matrix: ASE's order, VASP's is another."""
+    return stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]

@@ -17,8 +17,8 @@ from trajmill.trajectory import BoolArray, Trajectory
 def _write(tables: Iterator[pa.Table], out: Path, _: str) -> None:
     database = require("atompack", extra="atompack").Database(str(out), compression="zstd", overwrite=True)
     for t in trajectories(tables):
-        known = np.isfinite(t.stress).all(axis=(1, 2))
-        for which in (known, np.logical_not(known)):  # what is added at once has the same labels
+        unknown: BoolArray = np.isnan(t.stress[:, 0, 0])
+        for which in (~unknown, unknown):  # what is added at once has the same labels
             if which.any():
                 _add(database, t, which)
     database.flush()

@@ -12,6 +12,7 @@ import pyarrow as pa
 from trajmill.errors import require
 from trajmill.targets.base import Target, trajectories
 from trajmill.trajectory import Trajectory
+from trajmill.units import to_voigt
 
 
 def _write(tables: Iterator[pa.Table], out: Path, _: str) -> None:
@@ -38,11 +39,7 @@ def _write_frame(group: Any, t: Trajectory, i: int) -> None:
         known = bool(np.isfinite(value).all())
         weights[name] = float(known)
         if known:
-            properties[name] = _voigt(value) if name == "stress" else value
-
-
-def _voigt(stress: Any) -> Any:
-    return stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+            properties[name] = to_voigt(value) if name == "stress" else value
 
 
 MACE_HDF5 = Target("mace-hdf5", (".h5", ".hdf5"), _write, "MACE: `--train_file` is the folder")
