@@ -39,9 +39,10 @@ clean:  ## remove everything that these commands made
 	rm -rf $(VENV) demo site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # A stamp per group of dependencies: a newer pyproject.toml installs it again. -qq hides pip's hints, not its errors.
+# The constraint holds torch at one version, so that what is on the machine or in pip's cache will do.
 $(VENV)/.%: pyproject.toml | $(BIN)/python
 	@echo "installing trajmill[$*] into $(VENV)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$*]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints/torch.txt --editable '.[$*]'
 	@touch $@
 
 $(BIN)/python:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import trajmill
 from factories import make_store, make_trajectory
 from trajmill.errors import SplitError
-from trajmill.splits import GROUPS, Split, _deal, split
+from trajmill.splits import GROUPS, Split, _whole_numbers, deal, split
 
 PARTS = {"train": 0.8, "val": 0.1, "test": 0.1}
 ELEMENTS = ("Na", "Cl", "O", "Fe", "Al", "H")
@@ -97,12 +97,18 @@ def problems(draw):
     return groups, n_groups, lists([of_group[g] for g in groups]), shares
 
 
+def dealt(groups, n_groups, elements, shares, names, seed):
+    weight = np.bincount(groups, minlength=n_groups)
+    rng = np.random.default_rng(seed)
+    return deal(np.asarray(groups), weight, elements, _whole_numbers(shares * weight.sum()), names, rng)
+
+
 @settings(max_examples=200, deadline=None)
 @given(problems(), st.integers(0, 1000))
 def test_guarantees(problem, seed):
     groups, n_groups, elements, shares = problem
     names = tuple("train val test".split()[: len(shares)])
-    part, notes = _deal(groups, n_groups, elements, shares, names, np.random.default_rng(seed))
+    part, notes = dealt(groups, n_groups, elements, shares, names, seed)
     assert part.shape == (n_groups,)
     assert set(part.tolist()) <= set(range(len(shares)))
     has = [set() for _ in shares]
@@ -122,7 +128,7 @@ def test_many_trajectories_have_each_element_in_proportion():
     names = pa.DictionaryArray.from_arrays(pa.array(drawn), pa.array([f"E{i}" for i in range(80)])).cast(pa.string())
     elements = pa.ListArray.from_arrays(pa.array(np.arange(0, 3 * n + 1, 3, dtype=np.int32)), names)
     shares = np.array([0.8, 0.1, 0.1])
-    part, notes = _deal(np.arange(n), n, elements, shares, tuple(PARTS), rng)
+    part, notes = dealt(np.arange(n), n, elements, shares, tuple(PARTS), 0)
     assert notes == ()
     assert np.bincount(part).tolist() == [80_000, 10_000, 10_000]
     owner = np.repeat(part, 3)
@@ -136,7 +142,7 @@ def test_why_a_part_is_short_is_said():
     groups = np.array([0, 1, 2, 3, 4, 4, 4])
     elements = lists([["A"], ["A"], ["A"], ["A"], *[["A", "X"]] * 3])
     for seed in range(20):
-        part, notes = _deal(groups, 5, elements, np.array([0.57, 0.43]), ("train", "test"), np.random.default_rng(seed))
+        part, notes = dealt(groups, 5, elements, np.array([0.57, 0.43]), ("train", "test"), seed)
         assert part[4] == 0
         assert all(note == "test is 3 trajectories short, so that train has X" for note in notes)
 
@@ -218,3 +224,10 @@ def test_the_manifest_says_how_it_was_made(dataset, tmp_path):
     about = json.loads(pq.read_schema(tmp_path / "s.parquet").metadata[b"trajmill.split"])
     assert about["rule"]["seed"] == 5
     assert len(about["digest"]) == 64
+
+
+def test_parts_of_some_trajectories(dataset):
+    made = split(dataset, PARTS)
+    assert made.parts_of(made["val"]).tolist() == [1] * len(made["val"])
+    asked = pa.chunked_array([["nobody", made["test"][0].as_py()], [made["train"][0].as_py(), "zzz"]])
+    assert made.parts_of(asked).tolist() == [-1, 2, 0, -1]

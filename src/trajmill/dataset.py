@@ -111,6 +111,7 @@ class Dataset:
         source: only trajectories of this source.
         stress: unit in which files hold stress that do not say it: `kBar` (VASP's sign, as the published LeMat-Traj),
             or `eV/A^3`.
+        split: one of a release's splits (`train`, `test`, ...); None takes all.
         inputs: take the geometries without labels that OQMD's relaxations begin with, and nothing else.
 
     Raises:
@@ -127,20 +128,21 @@ class Dataset:
         functional: str | None = None,
         source: str | None = None,
         stress: str | None = None,
+        split: str | None = None,
         inputs: bool = False,
     ) -> None:
         self._release: AnyPath | None = None
         if is_store(address):
-            if configuration is not None:
+            if configuration is not None or split is not None:
                 raise ReleaseError(
-                    f"{shown(address)}: a store has no configurations; make a release, or filter by functional"
+                    f"{shown(address)}: a store has no configurations and splits; make a release, or filter"
                 )
             self._rows: Rows = StoreRows(open_store(address), "input" if inputs else "frame")
         else:
             self._release = hub_path(str(address)) if str(address).startswith(HUB) else as_path(address)
             if inputs and configuration is None and self._release.is_dir():
                 configuration = INPUTS
-            files = _shards(self._release, configuration)
+            files = _shards(self._release, configuration, split)
             foreign = find(self._release) if not files and isinstance(self._release, Path) else None
             if foreign is None and not files:
                 raise ReleaseError(
@@ -445,21 +447,29 @@ def _triples(column: pa.Array, counts: NDArray[np.int64]) -> FloatArray:
     return triples
 
 
-def _shards(release: AnyPath, configuration: str | None) -> list[AnyPath]:
-    """List the Parquet files of a release, or of one of its configurations."""
+def _shards(release: AnyPath, configuration: str | None, split: str | None) -> list[AnyPath]:
+    """List the Parquet files of a release, or of one of its configurations and splits."""
     if release.is_file():
-        if configuration is not None:
-            raise ReleaseError(f"{release}: a file has no configurations")
+        if configuration is not None or split is not None:
+            raise ReleaseError(f"{release}: a file has no configurations and splits")
         return [release] if release.name.endswith(".parquet") else []
     if configuration is None:
         below = [c for c in CONFIGURATIONS if c != INPUTS and (release / c).is_dir()]
         folders = [release / c for c in below] or [release]
-        return [file for folder in folders for file in _in_order(folder)]
-    found = _in_order(release / configuration)
-    if not found:
-        there = sorted(p.parent.name for p in release.glob("*/train-00000-*.parquet"))
+    else:
+        folders = [release / configuration]
+    found = [file for folder in folders for file in _in_order(folder)]
+    if configuration is not None and not found:
+        there = sorted({p.parent.name for p in release.glob("*/*-00000-of-*.parquet")})
         raise ReleaseError(f"{release}: no configuration {configuration}; there are: {', '.join(there) or 'none'}")
-    return found
+    if split is None:
+        return found
+    splits = {file: file.name.partition("-")[0] for file in found}
+    if split not in splits.values():
+        raise ReleaseError(
+            f"{release}: no split {split}; there are: {', '.join(sorted({*splits.values()})) or 'none'}"
+        )
+    return [file for file in found if splits[file] == split]
 
 
 def _in_order(folder: AnyPath) -> list[AnyPath]:

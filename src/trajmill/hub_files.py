@@ -63,8 +63,6 @@ def _explained(address: str, errors: Any) -> Iterator[None]:
     except errors.GatedRepoError as error:
         raise ReleaseError(f"{address}: ask for access on the dataset's page, then run `hf auth login`") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, FileNotFoundError) as error:
-        raise ReleaseError(
-            f"{address}: no such dataset or revision, or not for you; run `hf auth login`"
-        ) from error
+        raise ReleaseError(f"{address}: no such dataset or revision, or not for you; run `hf auth login`") from error
     except (errors.HfHubHTTPError, *errors.HfHubHTTPError.__bases__, OSError) as error:
         raise ReleaseError(f"{address}: the Hub cannot be read ({one_line(error)}); try again later") from error

@@ -150,7 +150,7 @@ def inspect_release(path: AnyPath) -> Inspection:
     rows += [(f"{rule} (at release)", n, None) for rule, n in manifest["rejected_at_release"].items()]
     found.tables.append(("rejected", ("rule", "frames", "records"), rows))
     for name, expected in manifest["frames"].items():
-        files = sorted((path / name).glob("train-*.parquet"))
+        files = sorted((path / name).glob("*-of-*.parquet"))
         problem = _differ(sum(pq.read_metadata(readable(f, COLUMNS)).num_rows for f in files), expected)
         if not problem and (repeated := _query(_REPEATED, parquet(files).scanner(columns=["id"]).to_reader())[0][0]):
             problem = f"{repeated:,} ids occur twice"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,6 +62,7 @@ class Split:
     names: tuple[str, ...]
     rule: dict[str, Any]
     notes: tuple[str, ...] = ()
+    _keys: NDArray[np.bytes_] | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> pa.Array:
         """Return the trajectories of a part.
@@ -94,6 +95,19 @@ class Split:
                 f"{len(unknown):,} trajectories are not in this split, such as {unknown[0]}; it was made for other data"
             )
         return dataset.only(self[name])
+
+    def parts_of(self, ids: pa.Array | pa.ChunkedArray) -> IntArray:
+        """Return the index of the part of each of these trajectories, -1 for one that the split does not know."""
+        if self._keys is None:
+            object.__setattr__(self, "_keys", np.asarray(self.ids.to_numpy(zero_copy_only=False), "S"))
+        assert self._keys is not None  # noqa: S101 (just made)
+        encoded = ids.dictionary_encode()
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        names = np.array(encoded.dictionary.to_pylist(), "S")
+        place = np.minimum(np.searchsorted(self._keys, names), len(self._keys) - 1)
+        part: IntArray = np.where(self._keys[place] == names, self.part[place].astype(np.int64), -1)
+        found: IntArray = part[encoded.indices.to_numpy()]
+        return found
 
     def save(self, path: Path) -> None:
         """Write it as a Parquet file with the columns `trajectory_id` and `split`, how it was made in its metadata."""
@@ -156,22 +170,42 @@ def split(
     if n_groups < len(shares):
         raise SplitError(f"{n_groups} groups by {by} cannot make {len(shares)} parts")
     elements = found["elements"].combine_chunks() if stratify else None
-    of_group, notes = _deal(groups, n_groups, elements, shares, tuple(fractions), np.random.default_rng(seed))
+    weight = np.bincount(groups, minlength=n_groups)
+    rng = np.random.default_rng(seed)
+    of_group, notes = deal(groups, weight, elements, _whole_numbers(shares * weight.sum()), tuple(fractions), rng)
     rule = {"fractions": dict(fractions), "by": by, "stratify": stratify, "seed": seed}
     return Split(ids, of_group[groups].astype(np.int8), tuple(fractions), rule, notes)
 
 
-def _deal(
+def deal(
     groups: IntArray,
-    n_groups: int,
+    weight: IntArray,
     elements: pa.ListArray | None,
-    shares: NDArray[np.float64],
+    room: IntArray,
     names: tuple[str, ...],
     rng: np.random.Generator,
+    unit: str = "trajectories",
+    *,
+    rest: bool = False,
 ) -> tuple[IntArray, tuple[str, ...]]:
-    """Return the part of each group."""
-    weight = np.bincount(groups, minlength=n_groups)
-    room = _whole_numbers(shares * weight.sum())  # for trajectories, in each part
+    """Deal groups out to parts.
+
+    Args:
+        groups: (n_trajectories,) index of the group of each.
+        weight: (n_groups,) of each.
+        elements: of each trajectory, to stratify by; None does not.
+        room: (n_parts,) weight that each part is to have; the sum is that of all groups.
+        names: of the parts.
+        rng: what is drawn from.
+        unit: what weight counts, for the notes.
+        rest: whether the last part is of what is not used: what elements it has does not matter.
+
+    Returns:
+        (n_groups,) index of the part of each, and what could not be had, in words.
+    """
+    n_groups = len(weight)
+    shares = room / max(room.sum(), 1)
+    room = room.copy()
     part, rank = np.full(n_groups, -1), rng.permutation(n_groups)
     members = _members(groups, n_groups, elements) if elements is not None else {}
     dealt: list[IntArray] = []
@@ -187,7 +221,7 @@ def _deal(
         room = room - np.bincount(part[free], weights=weight[free], minlength=len(shares)).astype(np.int64)
         dealt.append(free)
     _even_out(part, weight, room, np.concatenate(dealt)[::-1])
-    return part, tuple(_cover(part, weight, members, names))
+    return part, tuple(_cover(part, weight, members, names[:-1] if rest else names, unit))
 
 
 def _whole_numbers(shares: NDArray[np.float64]) -> IntArray:
@@ -229,13 +263,38 @@ def _even_out(part: IntArray, weight: IntArray, room: IntArray, order: IntArray)
             part[moved] = free
             room[free] -= weight[moved].sum()
             room[full] += weight[moved].sum()
+            while room[full] < 0 < room[free]:  # what is left is less than any group that could move alone
+                gained = _swap(part, weight, order, (int(full), int(free)), int(min(-room[full], room[free])))
+                if not gained:
+                    break
+                room[free] -= gained
+                room[full] += gained
 
 
-def _cover(part: IntArray, weight: IntArray, members: dict[str, IntArray], names: tuple[str, ...]) -> list[str]:
+def _swap(part: IntArray, weight: IntArray, order: IntArray, parts: tuple[int, int], most: int) -> int:
+    """Swap a group of one part for a lighter one of another, and return by how much, at most so much; 0 if none is."""
+    weights, first = [], []
+    for which in parts:
+        its = order[part[order] == which]
+        distinct, index = np.unique(weight[its], return_index=True)
+        weights.append(distinct)
+        first.append(its[index])
+    gain = weights[0][:, None] - weights[1][None, :]
+    gain[gain > most] = 0
+    if gain.size == 0 or gain.max() <= 0:
+        return 0
+    i, j = np.unravel_index(np.argmax(gain), gain.shape)
+    part[first[0][i]], part[first[1][j]] = parts[1], parts[0]
+    return int(gain[i, j])
+
+
+def _cover(
+    part: IntArray, weight: IntArray, members: dict[str, IntArray], names: tuple[str, ...], unit: str
+) -> list[str]:
     """Give the first part a group of each element that another part has, one as large going back where it can."""
     notes: list[str] = []
     count = {element: int((part[its] == 0).sum()) for element, its in members.items()}
-    missing = [element for element, n in count.items() if not n]
+    missing = [e for e, n in count.items() if not n and (part[members[e]] < len(names)).any()]
     if not missing:
         return notes
     rare = np.zeros(len(part), bool)  # groups that the first part cannot spare
@@ -253,9 +312,8 @@ def _cover(part: IntArray, weight: IntArray, members: dict[str, IntArray], names
             part[spare[0]] = part[group]
             rare[spare[0]] = True
         else:
-            notes.append(
-                f"{names[part[group]]} is {weight[group]} trajectories short, so that {names[0]} has {element}"
-            )
+            of = names[part[group]] if part[group] < len(names) else "what is left over"
+            notes.append(f"{of} is {weight[group]} {unit} short, so that {names[0]} has {element}")
         part[group] = 0
         rare[group] = True
     return notes

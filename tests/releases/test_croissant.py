@@ -97,6 +97,7 @@ def test_identifiers_are_unique(description):
         (["BY-C", "CC-BY-4.0"], "cc-by-4.0"),
         (["BY-C", "BY-NC"], "cc-by-nc-4.0"),
         (["BY-C", UNLICENSED], "unknown"),
+        (["BY-C", "CC-BY-SA-4.0"], "other"),
     ],
 )
 def test_the_strictest_licence_holds(licences, expected):

@@ -17,12 +17,15 @@ import yaml
 
 import trajmill
 from factories import RECIPE, make_store, make_trajectory
-from trajmill.errors import ReleaseError
+from trajmill.errors import ReleaseError, SplitError
+from trajmill.inspection import inspect_release
 from trajmill.recipe import load
-from trajmill.releases.dataset_card import dataset_card
+from trajmill.releases.dataset_card import SplitSize, dataset_card
 from trajmill.releases.hugging_face import release
+from trajmill.releases.shipment import check
 from trajmill.schema import FRAME_SCHEMA, PUBLISHED
 from trajmill.sources.base import Rejection
+from trajmill.splits import split
 from trajmill.stores.delta import DeltaStore
 from trajmill.units import KBAR_PER_EV_PER_A3
 
@@ -220,7 +223,42 @@ def test_size_category(store, tmp_path, frames, size):
     release(store, tmp_path / "out", load())
     manifest = json.loads((tmp_path / "out/trajmill.json").read_text())
     manifest["frames"] = {"compatible_pbe": frames}
-    assert f"- {size}\n" in dataset_card(manifest, FRAME_SCHEMA, {"compatible_pbe": (1, 1)})
+    sizes = {"compatible_pbe": {"train": SplitSize(frames, 1, 1)}}
+    assert f"- {size}\n" in dataset_card(manifest, FRAME_SCHEMA, sizes)
+
+
+def test_a_split_becomes_the_splits_of_the_hub(store, tmp_path):
+    made = split(trajmill.open(tmp_path / "store"), {"train": 0.5, "test": 0.5}, seed=1)
+    release(store, tmp_path / "out", load(), split=made)
+    whole = trajmill.open(tmp_path / "out")
+    assert len(whole) == 19
+    for part in ("train", "test"):
+        assert trajmill.open(tmp_path / "out", split=part).trajectory_ids().equals(made[part])
+    names = {p.name.partition("-")[0] for p in (tmp_path / "out/initial_structures").iterdir()}
+    oqmd = made.parts_of(pa.array(["oqmd-7-pbe"]))[0]
+    assert names == {made.names[oqmd]}, "an input is where its relaxation is"
+    found = datasets.load_dataset(str(tmp_path / "out"), "compatible_pbe", cache_dir=str(tmp_path / "cache"))
+    ids = {name: set(rows["trajectory_id"]) for name, rows in found.items()}
+    assert all(of_part <= set(made[name].to_pylist()) for name, of_part in ids.items())
+    assert sum(map(len, found.values())) == 6
+    manifest = json.loads((tmp_path / "out/trajmill.json").read_text())
+    assert manifest["split"]["digest"] == made.digest
+    assert sum(n for of_name in manifest["splits"].values() for n in of_name.values()) == 20
+    assert check(tmp_path / "out", lambda *_: None)
+    assert all(not problem for _, problem in inspect_release(tmp_path / "out").checks)
+    assert made.digest in (tmp_path / "out/README.md").read_text()
+    with pytest.raises(ReleaseError, match="no split dev; there are: test, train"):
+        trajmill.open(tmp_path / "out", split="dev")
+
+
+def test_a_split_of_other_data_or_with_odd_names_is_refused(store, tmp_path):
+    some = split(trajmill.open(tmp_path / "store").filter('source = "mp"'), {"train": 0.5, "test": 0.5})
+    with pytest.raises(SplitError, match="does not know oqmd-7-pbe"):
+        release(store, tmp_path / "out", load(), split=some)
+    odd = split(trajmill.open(tmp_path / "store"), {"for training": 0.5, "test": 0.5})
+    with pytest.raises(SplitError, match="no name for a split: for training"):
+        release(store, tmp_path / "out", load(), split=odd)
+    assert not (tmp_path / "out").exists()
 
 
 def test_card_cites_sources_lemat_traj_and_trajmill(store, tmp_path):

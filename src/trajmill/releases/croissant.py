@@ -67,7 +67,7 @@ def croissant(manifest: dict[str, Any], schema: pa.Schema, folder: Path) -> dict
         folder: where its shards are; their paths in the description are relative to it.
     """
     sources = sorted({row["source"] for row in manifest["contents"]})
-    shards = {name: sorted((folder / name).glob("train-*.parquet")) for name in manifest["frames"]}
+    shards = {name: sorted((folder / name).glob("*-of-*.parquet")) for name in manifest["frames"]}
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -109,7 +109,7 @@ def _file_set(name: str) -> dict[str, Any]:
         "name": f"{name}-files",
         "description": f"The shards of {name}.",
         "encodingFormat": PARQUET,
-        "includes": f"{name}/train-*.parquet",
+        "includes": f"{name}/*.parquet",
     }
 
 

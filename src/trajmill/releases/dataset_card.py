@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -60,13 +61,30 @@ SIZES = (
 TAGS = ("chemistry", "physics", "materials-science", "dft", "interatomic-potentials", "croissant")
 
 
-def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str, tuple[int, int]]) -> str:
+class SplitSize(NamedTuple):
+    """How much a split of a configuration holds.
+
+    Attributes:
+        frames: rows.
+        in_memory: bytes of their values.
+        on_disk: bytes of its files.
+    """
+
+    frames: int
+    in_memory: int
+    on_disk: int
+
+
+SplitSizes = Mapping[str, SplitSize]
+
+
+def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: Mapping[str, SplitSizes]) -> str:
     """Write the README.md of a release.
 
     Args:
         manifest: what the release holds, as in `trajmill.json`.
         schema: its columns.
-        n_bytes: size of each configuration in memory and on disk.
+        n_bytes: of each configuration, for each of its splits, frames and size in memory and on disk.
     """
     sources = sorted({row["source"] for row in manifest["contents"]})
     versions = ", ".join(manifest["packages"].get("trajmill", []))
@@ -89,10 +107,11 @@ def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str,
         "# Relaxation trajectories from DFT",
         f"{sum(manifest['frames'].values()):,} frames from {', '.join(sources)}, unified and curated by trajmill "
         f"{versions} (store version {manifest['store_version']}, schema `{manifest['format']}`).",
-        _how_to_load(manifest["frames"]),
+        _how_to_load(n_bytes),
         "## Contents",
         _table(("configuration", "source", "functional", "run type", "trajectories", "frames"), contents),
         ABOUT_ROWS,
+        *_about_split(manifest),
         "## Units and conventions",
         _table(("quantity", "unit and convention"), units),
         "## Curation",
@@ -116,10 +135,24 @@ def dataset_card(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str,
     return "\n\n".join(parts)
 
 
-def _how_to_load(frames: dict[str, int]) -> str:
-    """Write one line of Python for each configuration."""
-    lines = [f'{name} = load_dataset(here, "{name}", split="train")  # {n:,} frames' for name, n in frames.items()]
-    return HOW_TO_LOAD.format(examples="\n".join(lines), first=next(iter(frames)))
+def _how_to_load(sizes: Mapping[str, SplitSizes]) -> str:
+    """Write one line of Python for each split of each configuration."""
+    lines = [
+        f'{name if len(splits) == 1 else f"{name}_{split}"} = load_dataset(here, "{name}", split="{split}")'
+        f"  # {size.frames:,} frames"
+        for name, splits in sizes.items()
+        for split, size in splits.items()
+    ]
+    return HOW_TO_LOAD.format(examples="\n".join(lines), first=next(iter(sizes)))
+
+
+def _about_split(manifest: dict[str, Any]) -> Iterable[str]:
+    """Say how splits were made, if they were."""
+    if made := manifest.get("split"):
+        yield (
+            f"Split by trajectories into {', '.join(made['names'])}, by the rule `{json.dumps(made['rule'])}`; digest "
+            f"of the assignment `{made['digest']}`."
+        )
 
 
 def _curation(manifest: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
@@ -140,7 +173,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _front_matter(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str, tuple[int, int]]) -> str:
+def _front_matter(manifest: dict[str, Any], schema: pa.Schema, n_bytes: Mapping[str, SplitSizes]) -> str:
     """Write the YAML that the Hub and `datasets` read: configurations, features, sizes, licence."""
     total = sum(manifest["frames"].values())
     size = next((name for bound, name in SIZES if total < bound), "10B<n<100B")
@@ -156,16 +189,20 @@ def _front_matter(manifest: dict[str, Any], schema: pa.Schema, n_bytes: dict[str
     ]
     lines += [f"- {tag}" for tag in TAGS]
     lines.append("configs:")
-    for name in manifest["frames"]:
-        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/train-*.parquet"]
+    for name, splits in n_bytes.items():
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for split in splits:
+            lines += [f"  - split: {split}", f"    path: {name}/{split}-*.parquet"]
     lines.append("dataset_info:")
-    for name, n in manifest["frames"].items():
-        in_memory, on_disk = n_bytes[name]
+    for name, splits in n_bytes.items():
         lines += [f"- config_name: {name}", "  features:"]
         for column in schema:
             lines += [f"  - name: {column.name}", *_feature(column.type, 4)]
-        lines += ["  splits:", "  - name: train", f"    num_bytes: {in_memory}", f"    num_examples: {n}"]
-        lines += [f"  download_size: {on_disk}", f"  dataset_size: {in_memory}"]
+        lines.append("  splits:")
+        for part, amount in splits.items():
+            lines += [f"  - name: {part}", f"    num_bytes: {amount.in_memory}", f"    num_examples: {amount.frames}"]
+        lines.append(f"  download_size: {sum(size.on_disk for size in splits.values())}")
+        lines.append(f"  dataset_size: {sum(size.in_memory for size in splits.values())}")
     return "\n".join([*lines, "---"])
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trajmill.errors import ReleaseError
+from trajmill.errors import ReleaseError, SplitError
 from trajmill.recipe import Recipe
 from trajmill.releases.citations import UNLICENSED
 from trajmill.releases.croissant import CROISSANT, croissant
-from trajmill.releases.dataset_card import dataset_card
+from trajmill.releases.dataset_card import SplitSize, dataset_card
 from trajmill.releases.reference_energies import ReferenceEnergies
 from trajmill.releases.selection import RELEASE_RULES, select
 from trajmill.schema import FRAME_SCHEMA, METADATA, PUBLISHED, parquet_options
@@ -27,6 +29,9 @@ from trajmill.storage import AnyPath
 from trajmill.stores import shown
 from trajmill.stores.base import Balance, Store
 from trajmill.units import KBAR_PER_EV_PER_A3
+
+if TYPE_CHECKING:
+    from trajmill.splits import Split
 
 CONFIGURATIONS = (
     "compatible_pbe",
@@ -62,7 +67,12 @@ class ReleaseSummary:
 
 
 def release(
-    store: Store, out: Path, recipe: Recipe, *, report: Callable[[int, int], None] = lambda *_: None
+    store: Store,
+    out: Path,
+    recipe: Recipe,
+    *,
+    split: Split | None = None,
+    report: Callable[[int, int], None] = lambda *_: None,
 ) -> ReleaseSummary:
     """Export a store as a Hugging Face dataset.
 
@@ -73,10 +83,12 @@ def release(
         store: what to export, at its version.
         out: folder to make; must not exist or be empty.
         recipe: sections `release` and `rules`.
+        split: which part each trajectory is in, written as the Hub's splits; None makes all of it `train`.
         report: told frames done and frames in all.
 
     Raises:
         ReleaseError: the folder is not empty, or the store holds no frames.
+        SplitError: the split does not know a trajectory, or names a part as the Hub does not.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReleaseError(f"{out}: exists and is not empty; choose a new folder")
@@ -87,7 +99,7 @@ def release(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        summary = _export(store, partial, recipe, lambda done: report(done, total))
+        summary = _export(store, partial, recipe, split, lambda done: report(done, total))
         if out.exists():
             out.rmdir()
         partial.replace(out)
@@ -97,39 +109,75 @@ def release(
     return replace(summary, path=out)
 
 
-def _export(store: Store, out: Path, recipe: Recipe, report: Callable[[int], None]) -> ReleaseSummary:
+def _export(
+    store: Store, out: Path, recipe: Recipe, split: Split | None, report: Callable[[int], None]
+) -> ReleaseSummary:
     """Write everything of a release into a folder."""
     left_out = select(store, recipe.rules)
     schema, stress_unit = release_schema(recipe)
-    shards = {name: _Shards(out / name, schema, recipe.release.rows_per_file) for name in CONFIGURATIONS}
-    e0s = ReferenceEnergies()
-    contents: dict[tuple[str, ...], tuple[int, int]] = {}
-    licences: Counter[str] = Counter()
+    filled = _Filled(out, schema, stress_unit, recipe.release.rows_per_file, split)
     done = 0
     for role in ("frame", "input"):
         for rows in _rows(store, role, left_out):
-            if role == "frame":
-                e0s.add(rows)
-            licences.update(_licences(rows))
-            for name, part in _by_configuration(rows, role):
-                shards[name].write(as_released(part, schema, stress_unit))
-                for key, (n_frames, n_runs) in _contents(name, part).items():
-                    before = contents.get(key, (0, 0))
-                    contents[key] = before[0] + n_frames, before[1] + n_runs
+            filled.add(rows, role)
             done += len(rows)
             report(done)
-    filled = {name: s for name, s in shards.items() if s.close()}
+    sizes = filled.close()
     rejected: Counter[str] = Counter()
     for rule, n in zip(left_out["rule"].to_pylist(), left_out["n_frames"].to_pylist(), strict=True):
         rejected[rule] += n
-    frames = {name: s.rows for name, s in filled.items()}
-    manifest = _manifest(store, recipe, stress_unit, frames, contents, licences, rejected)
+    frames = {name: sum(size.frames for size in of_name.values()) for name, of_name in sizes.items()}
+    manifest = _manifest(store, recipe, stress_unit, frames, filled.contents, filled.licences, rejected)
+    if split:
+        manifest["split"] = {"names": split.names, "rule": split.rule, "digest": split.digest}
+        manifest["splits"] = {n: {part: s.frames for part, s in of_name.items()} for n, of_name in sizes.items()}
     _write(out / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-    _write(out / E0S, json.dumps(e0s.solve(), indent=1))
-    n_bytes = {name: (s.n_bytes, sum(f.stat().st_size for f in s.folder.iterdir())) for name, s in filled.items()}
-    _write(out / "README.md", dataset_card(manifest, schema, n_bytes))
+    _write(out / E0S, json.dumps(filled.e0s.solve(), indent=1))
+    _write(out / "README.md", dataset_card(manifest, schema, sizes))
     _write(out / CROISSANT, json.dumps(croissant(manifest, schema, out), indent=1))
     return ReleaseSummary(out, frames, dict(rejected))
+
+
+class _Filled:
+    """Shards that are being filled, and what is counted on the way.
+
+    Attributes:
+        e0s: fitted to the frames.
+        contents: frames and trajectories by configuration, source, functional and run type.
+        licences: frames by licence.
+    """
+
+    def __init__(self, out: Path, schema: pa.Schema, stress_unit: str, rows_per_file: int, split: Split | None) -> None:
+        parts = split.names if split else ("train",)
+        if unfit := [part for part in parts if not re.fullmatch(r"\w+(\.\w+)*", part, re.ASCII)]:
+            raise SplitError(f"no name for a split: {unfit[0]}; take letters, digits, underscores and dots between them")
+        self._schema, self._stress_unit, self._split = schema, stress_unit, split
+        self._shards = {
+            (name, part): _Shards(out / name, part, schema, rows_per_file) for name in CONFIGURATIONS for part in parts
+        }
+        self.e0s = ReferenceEnergies()
+        self.contents: dict[tuple[str, ...], tuple[int, int]] = {}
+        self.licences: Counter[str] = Counter()
+
+    def add(self, rows: pa.Table, role: str) -> None:
+        """Write rows of a role, each to where it belongs."""
+        if role == "frame":
+            self.e0s.add(rows)
+        self.licences.update(_licences(rows))
+        for name, chosen in _by_configuration(rows, role):
+            for part, its in _by_part(chosen, self._split, role):
+                self._shards[name, part].write(as_released(its, self._schema, self._stress_unit))
+            for key, (n_frames, n_runs) in _contents(name, chosen).items():
+                before = self.contents.get(key, (0, 0))
+                self.contents[key] = before[0] + n_frames, before[1] + n_runs
+
+    def close(self) -> dict[str, dict[str, SplitSize]]:
+        """Finish the files; return how much each split of each configuration holds."""
+        sizes: dict[str, dict[str, SplitSize]] = {}
+        for (name, part), shard in self._shards.items():
+            if n := shard.close():
+                sizes.setdefault(name, {})[part] = SplitSize(n, shard.n_bytes, shard.on_disk)
+        return sizes
 
 
 def release_schema(recipe: Recipe) -> tuple[pa.Schema, str]:
@@ -175,6 +223,21 @@ def _by_configuration(rows: pa.Table, role: str) -> Iterator[tuple[str, pa.Table
         yield "non_compatible", rest
 
 
+def _by_part(rows: pa.Table, split: Split | None, role: str) -> Iterator[tuple[str, pa.Table]]:
+    """Cut rows into the parts of a split; an input whose relaxation is not in the dataset is in the first."""
+    if split is None:
+        yield "train", rows
+        return
+    part = split.parts_of(rows["trajectory_id"])
+    if role == "frame" and (part < 0).any():
+        unknown = rows["trajectory_id"][int(np.argmax(part < 0))]
+        raise SplitError(f"the split does not know {unknown}; it was made for other data")
+    for i, name in enumerate(split.names):
+        chosen = rows.filter(pa.array(np.maximum(part, 0) == i))
+        if len(chosen):
+            yield name, chosen
+
+
 def as_released(rows: pa.Table, schema: pa.Schema, stress_unit: str, given: str = "eV/A^3") -> pa.Table:
     """Give rows the columns and units of a release.
 
@@ -207,15 +270,17 @@ def _scaled(matrices: pa.ChunkedArray, factor: float) -> pa.Array:
 
 @dataclass
 class _Shards:
-    """Writes `train-00000-of-0000N.parquet`, N files of equal numbers of rows."""
+    """Writes `{part}-00000-of-0000N.parquet`, N files of equal numbers of rows."""
 
     folder: Path
+    part: str
     schema: pa.Schema
     rows_per_file: int
     waiting: list[pa.Table] = field(default_factory=list)
     n_waiting: int = 0
     rows: int = 0
     n_bytes: int = 0
+    on_disk: int = 0
     n_files: int = 0
     in_file: int = 0
     writer: Any = None
@@ -236,7 +301,7 @@ class _Shards:
             if self.writer is None:
                 self.folder.mkdir(exist_ok=True)
                 options = parquet_options(self.schema)
-                self.writer = pq.ParquetWriter(self.folder / f"{self.n_files:05d}.parquet", self.schema, **options)
+                self.writer = pq.ParquetWriter(self._file(self.n_files), self.schema, **options)
                 self.n_files += 1
             self.writer.write_table(rows.slice(0, n))
             self.in_file += min(n, len(rows))
@@ -244,6 +309,10 @@ class _Shards:
             if self.in_file == self.rows_per_file:
                 self._close_file()
         self.waiting, self.n_waiting = [rows], len(rows)
+
+    def _file(self, i: int) -> Path:
+        """Return where a file is as long as nobody knows how many there will be."""
+        return self.folder / f"{self.part}-{i:05d}.parquet"
 
     def _close_file(self) -> None:
         self.writer.close()
@@ -256,7 +325,9 @@ class _Shards:
         if self.writer is not None:
             self._close_file()
         for i in range(self.n_files):
-            (self.folder / f"{i:05d}.parquet").replace(self.folder / f"train-{i:05d}-of-{self.n_files:05d}.parquet")
+            named = self.folder / f"{self.part}-{i:05d}-of-{self.n_files:05d}.parquet"
+            self._file(i).replace(named)
+            self.on_disk += named.stat().st_size
         return self.rows
 
 

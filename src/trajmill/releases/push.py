@@ -14,6 +14,7 @@ from trajmill.releases.addresses import check_address, push_to_address
 from trajmill.releases.hub import Wish, push_to_hub
 from trajmill.releases.hugging_face import ReleaseSummary, release
 from trajmill.releases.shipment import Progress, PushSummary, check
+from trajmill.splits import Split
 from trajmill.storage import as_path
 from trajmill.stores.base import Store
 from trajmill.uris import without_password
@@ -26,6 +27,7 @@ def release_to(
     out: str,
     recipe: Recipe,
     *,
+    split: Split | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
     progress: Progress = lambda *_: None,
 ) -> ReleaseSummary:
@@ -35,6 +37,7 @@ def release_to(
         store: what to export, at its version.
         out: where to; see `release` for a folder and `push` for an address.
         recipe: sections `release` and `rules`.
+        split: see `release`.
         report: told frames done and frames in all.
         progress: told what of the push is being done, bytes done and bytes in all.
 
@@ -46,11 +49,11 @@ def release_to(
     if isinstance(place, Path):
         if "://" in out:
             raise PublishError(f"{without_password(out)}: release into a folder and push it there")
-        return release(store, place, recipe, report=report)
+        return release(store, place, recipe, split=split, report=report)
     check_address(out)
     with TemporaryDirectory(prefix="trajmill-") as scratch:
         made = Path(scratch) / "release"
-        summary = release(store, made, recipe, report=report)
+        summary = release(store, made, recipe, split=split, report=report)
         push_to_address(check(made, progress), out, progress)
     return replace(summary, path=place)
 

@@ -95,7 +95,7 @@ def check(release: Path, progress: Progress) -> list[LocalFile]:
     for name, expected in frames.items():
         _check_rows(release / name, expected)
     stated = _stated(release)
-    shards = {p.relative_to(release).as_posix() for name in frames for p in (release / name).glob("train-*.parquet")}
+    shards = {p.relative_to(release).as_posix() for name in frames for p in (release / name).glob("*-of-*.parquet")}
     if unknown := sorted(shards - stated.keys()):
         raise ReleaseError(f"{release / CROISSANT} has no digest of {unknown[0]}; make the release again")
     files = _digest(release, sorted({*DOCUMENTS, *stated}), progress)
@@ -113,7 +113,7 @@ def stale(there: Iterable[str], files: Iterable[LocalFile]) -> list[str]:
 
 def is_own(name: str) -> bool:
     """Whether a path in a release is one that trajmill gives to its files."""
-    shard = rf"({'|'.join(CONFIGURATIONS)})/train-\d{{5}}-of-\d{{5}}\.parquet"
+    shard = rf"({'|'.join(CONFIGURATIONS)})/[\w.]+-\d{{5}}-of-\d{{5}}\.parquet"
     return name in DOCUMENTS or re.fullmatch(shard, name, re.ASCII) is not None
 
 
@@ -159,7 +159,7 @@ def _stated(release: Path) -> dict[str, str]:
 
 
 def _check_rows(folder: Path, expected: int) -> None:
-    shards = sorted(folder.glob("train-*.parquet"))
+    shards = sorted(folder.glob("*-of-*.parquet"))
     try:
         found = sum(pq.read_metadata(shard).num_rows for shard in shards)
     except (OSError, pa.ArrowException) as error:
