@@ -23,6 +23,7 @@ from torch import Tensor
 from trajmill.dataset import LABELS, Dataset, FlatFrames, joined, to_flat
 from trajmill.errors import LoadError
 from trajmill.pieces import Pieces
+from trajmill.trajectory import FloatArray
 
 WINDOW = 30_000
 """Frames that are shuffled together, about 100 MB."""
@@ -215,13 +216,13 @@ class FrameStream(torch.utils.data.IterableDataset[Any]):  # type: ignore[misc] 
             yield from self._examples(frames, mixed[max(0, begin - done) :])
 
     def _examples(self, frames: FlatFrames, order: NDArray[np.int64]) -> Iterator[Any]:
-        tensors = _Tensors(frames, self._dtype)
+        tensors = _Tensors(frames, self._dtype) if self._batch_size is None else None
         size = self._batch_size or 1
         for i in range(0, len(order), size):
             chosen = order[i : i + size]
             if self._drop_last and len(chosen) < size:
                 return
-            example = tensors.frame(chosen[0]) if self._batch_size is None else tensors.batch(chosen)
+            example = tensors.frame(chosen[0]) if tensors else _batch(frames, chosen, self._dtype)
             self._given += len(chosen)
             yield example if self._transform is None else self._transform(example)
 
@@ -294,10 +295,10 @@ class _Tensors:
     """Flat frames as tensors of the same memory."""
 
     def __init__(self, frames: FlatFrames, dtype: torch.dtype | None) -> None:
-        self._offsets, self._ids = frames.offsets, frames.ids
+        self._offsets, self._ids, self._dtype = frames.offsets, frames.ids, dtype or torch.float64
         self._numbers = _tensor(frames.numbers)
         numbers = (frames.positions, frames.lattice, frames.energy, frames.forces, frames.stress)
-        self._values = [_tensor(value).to(dtype or torch.float64) for value in numbers]
+        self._values = [_tensor(value).to(self._dtype) for value in numbers]
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -315,22 +316,26 @@ class _Tensors:
             self._ids[int(i)].as_py(), self._numbers[a:b], positions[a:b], lattice[i], energy[i], forces[a:b], stress[i]
         )
 
-    def batch(self, chosen: NDArray[np.int64]) -> Batch:
-        positions, lattice, energy, forces, stress = self._values
-        sizes = self._offsets[chosen + 1] - self._offsets[chosen]
-        ends = np.cumsum(sizes)
-        atoms = torch.from_numpy(np.arange(ends[-1]) + np.repeat(self._offsets[chosen] - ends + sizes, sizes))
-        frames = torch.from_numpy(chosen)
-        return Batch(
-            self._ids.take(chosen).to_pylist(),
-            torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes)),
-            self._numbers[atoms],
-            positions[atoms],
-            lattice[frames],
-            energy[frames],
-            forces[atoms],
-            stress[frames],
-        )
+
+def _batch(frames: FlatFrames, chosen: NDArray[np.int64], dtype: torch.dtype | None) -> Batch:
+    """Gather frames. By numpy: torch would start threads for so little, which wait for each other on a busy machine."""
+    sizes = frames.offsets[chosen + 1] - frames.offsets[chosen]
+    ends = np.cumsum(sizes)
+    atoms = np.arange(ends[-1]) + np.repeat(frames.offsets[chosen] - ends + sizes, sizes)
+
+    def gathered(values: FloatArray, which: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values.take(which, axis=0)).to(dtype or torch.float64)
+
+    return Batch(
+        frames.ids.take(chosen).to_pylist(),
+        torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes)),
+        torch.from_numpy(frames.numbers.take(atoms)),
+        gathered(frames.positions, atoms),
+        gathered(frames.lattice, chosen),
+        gathered(frames.energy, chosen),
+        gathered(frames.forces, atoms),
+        gathered(frames.stress, chosen),
+    )
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
