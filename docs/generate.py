@@ -46,7 +46,7 @@ TYPE_NAMES: dict[Any, str] = {
     float: "number",
     str: "text",
 }
-SECTIONS = ("mp", "alexandria", "oqmd", "fetch", "rules", "annotation", "store", "engine", "release")
+SECTIONS = ("mp", "alexandria", "oqmd", "vasp", "ase", "fetch", "rules", "annotation", "store", "engine", "release")
 
 
 def columns(chosen: Iterable[schema.Column]) -> str:

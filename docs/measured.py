@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,19 @@ def encodings() -> str:
     return table(("bytes per frame", *found, "write / read, CPU us per frame", "largest error, eV/Å and Å"), rows)
 
 
+def loading(form: str, shuffled: bool) -> str:
+    """Write how fast each library hands frames out."""
+    rows = [r for r in _results("loading")["rows"] if (r["form"], r["shuffled"]) == (form, shuffled)]
+    cells = ([r["library"], f"{r['frames_per_s']:,}", str(r["cpu_us_per_frame"]), str(r["peak_mb"])] for r in rows)
+    return table(("library", "frames/s", "CPU us per frame", "peak memory, MB"), cells)
+
+
+def loading_sizes() -> str:
+    """Write how large the files are that each library reads."""
+    found = _results("loading")["bytes_per_frame"]
+    return table(("library", "bytes per frame on disk"), [[name, f"{n:,}"] for name, n in found.items()])
+
+
 def fetch_cost() -> str:
     """Write what fetching costs beside curl."""
     measured = _results("fetch")
@@ -266,4 +280,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "encodings": encodings,
     "estimates": estimates,
     "fetch-cost": fetch_cost,
+    "loading-flat": partial(loading, "flat", False),
+    "loading-arrays": partial(loading, "arrays", False),
+    "loading-atoms": partial(loading, "atoms", False),
+    "loading-shuffled-batches": partial(loading, "batches", True),
+    "loading-shuffled-arrays": partial(loading, "arrays", True),
+    "loading-shuffled-atoms": partial(loading, "atoms", True),
+    "loading-sizes": loading_sizes,
 }

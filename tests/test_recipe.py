@@ -10,8 +10,8 @@ from trajmill import recipe
 from trajmill.errors import RecipeError
 from trajmill.recipe import Recipe, load
 
-SOURCES = ("mp", "alexandria", "oqmd")
-NOT_CONTENT = {"path", "layout", "split", "duplicate_trajectory", "primary_agreement"}
+SOURCES = recipe.SOURCES
+NOT_CONTENT = {"path", "layout", "split", "pattern", "duplicate_trajectory", "primary_agreement"}
 """Where things lie, how large files are shared, the rules that run at release: no reason to build an asset again."""
 
 
@@ -31,6 +31,8 @@ def another(info):
     """A value that is not the default."""
     if get_origin(info.annotation) is not None and isinstance(info.default, str):
         return next(v for v in get_args(info.annotation) if v != info.default)
+    if info.default is None and (choices := [c for a in get_args(info.annotation) for c in get_args(a)]):
+        return choices[0] if all(isinstance(c, str) for c in choices) else "somewhere"
     if isinstance(info.default, bool):
         return not info.default
     if isinstance(info.default, (int, float)):
@@ -61,7 +63,7 @@ def test_the_digest_changes_with_what_decides_rows_and_with_nothing_else(path):
 
 
 def test_the_digest_of_a_source_ignores_other_sources():
-    assert len({Recipe().content_digest(s) for s in SOURCES}) == 3
+    assert len({Recipe().content_digest(s) for s in SOURCES}) == len(SOURCES)
     assert load(settings=["oqmd.stress=kbar"]).content_digest("mp") == Recipe().content_digest("mp")
 
 
@@ -114,7 +116,7 @@ def test_later_settings_win_over_earlier_ones_and_over_the_file(tmp_path):
         ("mp", "--set mp: write it as section.key=value, for example mp.tasks_without_material=keep"),
         ("workers=3", "--set workers=3: write it as section.key=value, for example mp.tasks_without_material=keep"),
         ("mp.layout.deep=1", "recipe: mp.layout: Input should be 'auto', 'jsonl' or 'delta' (got {'deep': 1})"),
-        ("mpp.path=x", "recipe: unknown key mpp; known here: mp, alexandria, oqmd, fetch, rules"),
+        ("mpp.path=x", "recipe: unknown key mpp; known here: mp, alexandria, oqmd, vasp, ase, fetch"),
         ("mp.paht=x", "recipe: unknown key mp.paht; known here: path, layout, tasks_without_material"),
         ("rules.geometry.min=1", "recipe: unknown key rules.geometry.min; known here: enabled, min_volume, min_dist"),
         ("rules.geometry.min_volume=0", "recipe: rules.geometry.min_volume: Input should be greater than 0 (got 0)"),

@@ -359,10 +359,30 @@ def test_the_commands(upstream, web, tmp_path):
     assert "rows of 1 asset removed: raw files replaced or pruned" in pruned.stdout
 
 
+def test_files_of_ones_own_are_built_where_they_lie(upstream, tmp_path):
+    """There is nothing to fetch of them; an update builds what is new there too."""
+    shutil.copytree(DATA / "vasp/Si", tmp_path / "mine/Si")
+    settings = f"vasp.path={tmp_path / 'mine'}"
+    first = update(recipe(upstream, tmp_path, settings))
+    assert sorted({summary.source for summary in first.fetched}) == ["alexandria", "oqmd"]
+    assert [name for name in first.built.built if name.startswith("vasp/")] != []
+    shutil.copytree(DATA / "vasp/LiFeO2", tmp_path / "mine/LiFeO2")
+    second = update(recipe(upstream, tmp_path, settings))
+    assert list(second.built.built) == ["vasp/LiFeO2"]
+    only = recipe(upstream, tmp_path, settings).with_paths({"alexandria": None, "oqmd": None})
+    with pytest.raises(RecipeError, match="nothing to update: give a path for one of mp, alexandria, oqmd"):
+        update(only)
+
+
 def test_commands_that_cannot_work_say_so_in_one_line(upstream, tmp_path):
     upstream.plan.arrange("/geo_opt_paths/", "unavailable", "missing", "forbidden")
     for arguments, message in (
         (["fetch", "mpp"], "no source mpp; there are: mp, alexandria, oqmd"),
+        (
+            ["fetch", "vasp"],
+            "vasp: files of your own are nowhere to be fetched from; trajmill build --vasp FOLDER reads",
+        ),
+        (["update", "--source", "ase", "--raw", tmp_path], "trajmill build --ase FOLDER reads them where they lie"),
         (["fetch", "mp", "--layout", "parquet"], "fetch.mp.layout"),
         (["fetch", "mp", "--set", "mp.layout=jsonl"], "mp.layout is jsonl and fetch.mp.layout delta"),
         (["fetch", "mp", "--set", "fetch.mp.endpoint=localhost:9000"], "fetch.mp.endpoint"),

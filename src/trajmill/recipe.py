@@ -17,8 +17,11 @@ from trajmill.errors import RecipeError, TrajmillError
 from trajmill.storage import AnyPath, ObjectPath, as_path
 from trajmill.uris import without_password
 
-SOURCES = ("mp", "alexandria", "oqmd")
-"""Names of the sources, and of their sections."""
+PUBLISHED = ("mp", "alexandria", "oqmd")
+"""Names of the sources that are databases, whose raw files can be fetched."""
+
+SOURCES = (*PUBLISHED, "vasp", "ase")
+"""Names of all sources, and of their sections."""
 
 SPLIT = "bytes; a larger raw file is read in parts of at most this size, each an asset of its own"
 
@@ -129,6 +132,34 @@ class Oqmd(_Section):
     )
     initial_structures: bool = Field(
         True, description="keep the unlabelled first geometries (role `input`); else `targets` rejects them"
+    )
+
+
+class Vasp(_Section):
+    """VASP's output files, your own or anybody's."""
+
+    path: RawPath | None = Field(
+        None, description="folder with `vasprun.xml` files at any depth, also .gz, .bz2, .xz; or one such file"
+    )
+    license: str | None = Field(None, description="licence of these data, for the column `license`")
+
+
+class Ase(_Section):
+    """Files that ASE reads, your own or anybody's."""
+
+    path: RawPath | None = Field(
+        None, description="folder with files at any depth that ASE reads, or one such file; energies and forces in them"
+    )
+    pattern: str = Field("*", description="names of the files to read, such as `*.extxyz`")
+    license: str | None = Field(None, description="licence of these data, for the column `license`")
+    functional: Literal["pbe", "pbesol", "scan", "r2scan"] | None = Field(
+        None, description="of frames whose `info` names none; without either they are rejected"
+    )
+    run_type: Literal["GGA", "GGA+U", "PBEsol", "SCAN", "r2SCAN"] | None = Field(
+        None, description="of frames whose `info` names none; says whether PBE is with +U"
+    )
+    prefix: str = Field(
+        "REF_", description="labels with this before their names (`REF_energy`) are taken before a calculator's"
     )
 
 
@@ -317,6 +348,8 @@ class Recipe(_Section):
     mp: MaterialsProject = MaterialsProject()
     alexandria: Alexandria = Alexandria()
     oqmd: Oqmd = Oqmd()
+    vasp: Vasp = Vasp()
+    ase: Ase = Ase()
     fetch: Fetch = Fetch()
     rules: Rules = Rules()
     annotation: Annotation = Annotation()
@@ -335,7 +368,7 @@ class Recipe(_Section):
         Paths, sizes of parts and the number of workers are not part of it, nor are the rules that run at release.
         """
         return {
-            "source": getattr(self, source).model_dump(mode="json", exclude={"path", "layout", "split"}),
+            "source": getattr(self, source).model_dump(mode="json", exclude={"path", "layout", "split", "pattern"}),
             "rules": self.rules.model_dump(mode="json", exclude={"duplicate_trajectory", "primary_agreement"}),
             "annotation": self.annotation.model_dump(mode="json"),
         }
@@ -343,6 +376,22 @@ class Recipe(_Section):
     def content_digest(self, source: str) -> str:
         """Digest the content."""
         return digest(self.content(source))
+
+
+def check_published(source: str) -> None:
+    """Check that there is a source of this name whose raw files can be fetched.
+
+    Raises:
+        RecipeError: there is none, or it is for files of one's own.
+    """
+    if source in PUBLISHED:
+        return
+    if source in SOURCES:
+        raise RecipeError(
+            f"{source}: files of your own are nowhere to be fetched from; trajmill build --{source} FOLDER reads them "
+            "where they lie"
+        )
+    raise RecipeError(f"no source {source}; there are: {', '.join(PUBLISHED)}")
 
 
 def digest(content: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ PUBLISHED = (
     Column("dimension_types", pa.list_(INT8), "", "Periodicity along each lattice vector; always 1 1 1."),
     Column("nperiodic_dimensions", INT8, "", "Number of periodic directions; always 3."),
     Column("lattice_vectors", MATRIX, "A", "Lattice vectors as rows."),
-    Column("immutable_id", STRING, "", "Identifier of the material: MP material id, Alexandria agm id, oqmd-{final structure id}."),
+    Column("immutable_id", STRING, "", "Identifier of the material: MP material id, Alexandria agm id, oqmd-{final structure id}; that of the run for vasp and ase, unless a file names one."),
     Column("cartesian_site_positions", MATRIX, "A", "Cartesian positions, one row per site."),
     Column("species", STRING, "", "OPTIMADE species as JSON text."),
     Column("species_at_sites", STRINGS, "", "Element of each site."),
@@ -62,11 +62,11 @@ PUBLISHED = (
 """The 25 columns of the published LeMat-Traj, same names and types, in its order."""
 
 ADDED = (
-    Column("source", STRING, "", "mp, alexandria or oqmd."),
+    Column("source", STRING, "", "mp, alexandria, oqmd; vasp and ase for files of one's own."),
     Column("trajectory_id", STRING, "", "One relaxation run with one functional; stable and unique."),
     Column("task_id", STRING, "", "Identifier of the run exactly as in the raw record."),
     Column("run_type", STRING, "", "GGA, GGA+U, PBEsol, SCAN or r2SCAN; null when unknown. Energies of GGA and GGA+U do not compare."),
-    Column("license", STRING, "", "Licence of the record: MP's builder licence (BY-C), CC-BY-4.0 for the other sources."),
+    Column("license", STRING, "", "Licence of the record: MP's builder licence (BY-C), CC-BY-4.0 for Alexandria and OQMD, what the recipe says for vasp and ase."),
     Column("is_final", BOOL, "", "Last kept frame of its trajectory."),
     Column("relaxation_converged", BOOL, "", "Whether the last calculation met its force criterion; null when unknown."),
     Column("max_force", FLOAT, "eV/A", "Largest norm of a force on an atom."),

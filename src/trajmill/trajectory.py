@@ -46,7 +46,7 @@ class Trajectory:
     per-frame Python: rules and annotators are plain functions on these arrays.
 
     Attributes:
-        source: `mp`, `alexandria`, `oqmd`.
+        source: `mp`, `alexandria`, `oqmd`, `vasp`, `ase`.
         asset: name of the raw asset it was read from.
         task_id: the run's identifier exactly as in the raw record.
         trajectory_id: stable and unique, `{canonical id}-{functional}`.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from trajmill.builder import BuildSummary, Listener, build
 from trajmill.errors import DiskError, FetchError, RecipeError
 from trajmill.fetcher import FetchListener, FetchSummary, check_folder, fetch
-from trajmill.recipe import SOURCES, Recipe
+from trajmill.recipe import PUBLISHED, Recipe
 from trajmill.stores import open_store
 
 
@@ -36,7 +36,7 @@ def update(
 ) -> UpdateSummary:
     """Fetch what is new or changed of all sources with a path, then build what that changes, and only that.
 
-    A source that cannot be fetched completely is left as it was; the others are built.
+    A source that cannot be fetched completely is left as it was; the others are built, your own files among them.
 
     Args:
         recipe: with a path for each source that is wanted, and for the store.
@@ -51,9 +51,9 @@ def update(
         StoreError, SourceError: as `build` does.
         KeyboardInterrupt: stopped; run again to go on.
     """
-    given = {name: path for name in SOURCES if (path := getattr(recipe, name).path) is not None}
+    given = {name: path for name in PUBLISHED if (path := getattr(recipe, name).path) is not None}
     if not given:
-        raise RecipeError(f"nothing to update: give a path for one of {', '.join(SOURCES)}, or --raw")
+        raise RecipeError(f"nothing to update: give a path for one of {', '.join(PUBLISHED)}, or --raw")
     if recipe.store.path is None:
         raise RecipeError("store.path: say where the store is to be (--out, or [store] path in the recipe)")
     # all of them, and the store, before hours are spent on the first
@@ -75,5 +75,5 @@ def update(
             summary.failed[source] = f"{some} could not be fetched" + (f", nor {n - 1} more" if n > 1 else "")
     complete = {source: root for source, root in folders.items() if source not in summary.failed}
     if complete and not dry_run:
-        summary.built = build(recipe.with_paths({name: complete.get(name) for name in SOURCES}), listener=building)
+        summary.built = build(recipe.with_paths({name: complete.get(name) for name in PUBLISHED}), listener=building)
     return summary

@@ -14,6 +14,7 @@ import pytest
 
 import bench
 import columns
+import loading
 import log
 import measuring
 import soak
@@ -54,6 +55,20 @@ def test_whole_build(samples):
     assert found["frames"] == found["kept"] + sum(found["rejected"].values())
     assert 1 <= len(found["worker_peaks_mb"]) <= 2
     assert all(found[key] > 0 for key in ("cpu_us_per_frame", "parent_peak_mb", "bytes_per_frame"))
+
+
+def test_all_readers_read_the_same(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "corpus", lambda _: samples)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    paths = loading.prepare(0, tmp_path)
+    found = {}
+    for library, forms in loading.WAYS.items():
+        for form, shuffled in dict(loading.TASKS).items():
+            if form in forms:
+                arguments = (library, form, shuffled, paths[library])
+                found[library, form, shuffled] = measuring.call(loading.__file__, "--measure", *arguments)
+    assert len({(row["frames"], *row["sums"]) for row in found.values()}) == 1, found
+    assert next(iter(found.values()))["frames"] > 20
 
 
 class TestClock:

@@ -19,8 +19,8 @@ ORDER = (
 SOURCES = {
     "license": {"mp"},
     "deprecated": {"mp"},
-    "task_type": {"mp", "oqmd"},
-    "electronic_convergence": {"mp"},
+    "task_type": {"mp", "oqmd", "vasp"},
+    "electronic_convergence": {"mp", "vasp"},
     "zero_forces": {"oqmd"},
 } | {name: {"oqmd"} for name in ORDER[5:10]}
 
@@ -40,7 +40,7 @@ def test_the_recipe_lists_the_rules_in_this_order():
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
-@pytest.mark.parametrize("source", ["mp", "alexandria", "oqmd"])
+@pytest.mark.parametrize("source", recipe.SOURCES)
 def test_a_rule_keeps_to_its_sources(name, source):
     zero = np.zeros((1, 3, 3))
     t = make(
@@ -69,7 +69,7 @@ def test_a_good_trajectory_is_kept_as_it_is():
     assert curate([t], DEFAULT)[0] == (t, [])
 
 
-@pytest.mark.parametrize("source", ["mp", "alexandria", "oqmd"])
+@pytest.mark.parametrize("source", recipe.SOURCES)
 def test_one_frame_is_a_trajectory(source):
     t = make(1, source=source, license="BY-C", electronic_steps=ints(5), nelm=ints(60))
     assert curate([t], DEFAULT)[0] == (t, [])

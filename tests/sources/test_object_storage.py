@@ -85,7 +85,25 @@ def dump_itself(folder):
     return dump(folder)[0], "qmdb__v1_6__112023.sql.gz"
 
 
-@pytest.mark.parametrize("lay", [jsonl, delta_tables, plain_parquet, alexandria, dump, dump_itself])
+def vasp(folder):
+    shutil.copytree(DATA / "vasp", folder)
+    return "vasp", ""
+
+
+def vasp_file(folder):
+    return vasp(folder)[0], "Si/vasprun.xml.relax1.gz"
+
+
+def ase(folder):
+    (folder / "deep").mkdir(parents=True)
+    for place in (folder / "mp-149.extxyz", folder / "deep" / "again.extxyz"):
+        shutil.copy(DATA / "evalsets" / "mptrj" / "mp-149.extxyz", place)
+    return "ase", ""
+
+
+@pytest.mark.parametrize(
+    "lay", [jsonl, delta_tables, plain_parquet, alexandria, dump, dump_itself, vasp, vasp_file, ase]
+)
 def test_the_same_store_as_from_a_folder(lay, tmp_path, put):
     source, place = lay(tmp_path / "raw")
     there = put(tmp_path / "raw")

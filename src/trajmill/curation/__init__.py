@@ -55,12 +55,12 @@ class Rule:
         return [self.reject(t, options) if i in suspects else None for i, t in enumerate(trajectories)]
 
 
-MP, OQMD = frozenset({"mp"}), frozenset({"oqmd"})
+MP, OQMD, VASP = frozenset({"mp"}), frozenset({"oqmd"}), frozenset({"vasp"})
 
 RULES = (
     Rule("license", records.license, sources=MP),
     Rule("deprecated", records.deprecated, sources=MP),
-    Rule("task_type", records.task_type, sources=MP | OQMD),
+    Rule("task_type", records.task_type, sources=MP | OQMD | VASP),
     Rule("unsupported_functional", records.unsupported_functional),
     Rule("elements", records.elements),
     Rule("oqmd_duplicate", records.finding("oqmd_duplicate"), sources=OQMD),
@@ -70,7 +70,7 @@ RULES = (
     Rule("relaxation_converged", records.finding("relaxation_converged"), sources=OQMD),
     Rule("targets", labels.targets, screen=labels.lack_targets),
     Rule("zero_forces", labels.zero_forces, sources=OQMD, together=True),
-    Rule("electronic_convergence", labels.electronic_convergence, sources=MP),
+    Rule("electronic_convergence", labels.electronic_convergence, sources=MP | VASP),
     Rule("geometry", geometry.geometry, together=True),
     Rule("duplicate_frames", geometry.duplicate_frames, screen=geometry.repeat_energy),
     Rule("final_frame_outlier", energy.final_frame_outlier, section="energy_window", screen=energy.outside),

@@ -50,6 +50,9 @@ TRAJMILL = """@software{{trajmill,
 UNLICENSED = "none stated"
 """Stands for records whose source states no licence."""
 
+LICENCES = frozenset({"BY-C", "BY-NC", "CC-BY-4.0", "CC-BY-NC-4.0"})
+"""What the column `license` may say for one of these names of the Hub to stand for it."""
+
 LICENCE_PAGES = {
     "cc-by-4.0": "https://creativecommons.org/licenses/by/4.0/",
     "cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
@@ -65,8 +68,14 @@ def bibtex(manifest: dict[str, Any]) -> str:
 
 
 def licence_of(manifest: dict[str, Any]) -> str:
-    """Return the strictest licence among the records of a release, by the Hub's name; `unknown` when some have none."""
+    """Return the strictest licence among the records of a release, by the Hub's name.
+
+    It is `unknown` when some have none, and `other` when one of somebody's own files is under another than the
+    databases', which no name stands for.
+    """
     names = manifest["licences"]
     if UNLICENSED in names:
         return "unknown"
+    if any(name not in LICENCES for name in names):
+        return "other"
     return "cc-by-nc-4.0" if any("NC" in name for name in names) else "cc-by-4.0"

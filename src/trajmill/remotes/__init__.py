@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trajmill.errors import RecipeError
-from trajmill.recipe import Recipe
+from trajmill.recipe import Recipe, check_published
 from trajmill.remotes.base import Remote
 
 
@@ -13,7 +12,7 @@ def open_remote(source: str, recipe: Recipe) -> Remote:
     """Open the publisher of a source.
 
     Raises:
-        RecipeError: no such source.
+        RecipeError: no such source, or one that is published nowhere.
     """
     from trajmill.remotes.alexandria import AlexandriaRemote
     from trajmill.remotes.oqmd import OqmdRemote
@@ -23,8 +22,7 @@ def open_remote(source: str, recipe: Recipe) -> Remote:
         "alexandria": lambda: AlexandriaRemote(recipe.fetch.alexandria),
         "oqmd": lambda: OqmdRemote(recipe.fetch.oqmd),
     }
-    if source not in table:
-        raise RecipeError(f"no source {source}; there are: {', '.join(table)}")
+    check_published(source)
     return table[source]()
 
 

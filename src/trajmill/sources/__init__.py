@@ -16,13 +16,17 @@ def open_sources(recipe: Recipe) -> list[Source]:
         RecipeError: no path at all, or one that is not there.
     """
     from trajmill.sources.alexandria import Alexandria
+    from trajmill.sources.ase_files import AseFiles
     from trajmill.sources.materials_project import open_materials_project
     from trajmill.sources.oqmd import open_oqmd
+    from trajmill.sources.vasp import Vasp
 
     table: dict[str, Callable[..., Source]] = {
         "mp": open_materials_project,
         "alexandria": Alexandria,
         "oqmd": open_oqmd,
+        "vasp": Vasp,
+        "ase": AseFiles,
     }
     sources: list[Source] = []
     for name, opener in table.items():
