@@ -240,6 +240,23 @@ def loading_sizes() -> str:
     return table(("library", "bytes per frame on disk"), [[name, f"{n:,}"] for name, n in found.items()])
 
 
+def leakage_cost() -> str:
+    """Write what comparing structures costs, beside comparing all pairs of a formula."""
+    lines = []
+    for r in _results("leakage")["rows"]:
+        seconds = f"{r['wall_s']:,.0f}" if "wall_s" in r else f"{r['reckoned_s']:,.0f} (reckoned)"
+        lines.append([f"{r['size']:,}", r["what"], f"{r['pairs']:,}", seconds, str(r.get("peak_mb", ""))])
+    return table(("structures a side", "what", "pairs compared", "wall time, s", "peak memory, MB"), lines)
+
+
+def leakage_recall() -> str:
+    """Write how many of the copies that are moved and strained are found."""
+    rows = _results("leakage")["recall"]["copies"]
+    head = ("moved by up to, A", "strain", "copies", "the same to StructureMatcher", "of them compared", "found")
+    keys = ("moved", "strain", "copies", "same", "near", "found")
+    return table(head, [[str(r[key]) for key in keys] for r in rows])
+
+
 def fetch_cost() -> str:
     """Write what fetching costs beside curl."""
     measured = _results("fetch")
@@ -280,6 +297,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "encodings": encodings,
     "estimates": estimates,
     "fetch-cost": fetch_cost,
+    "leakage-cost": leakage_cost,
+    "leakage-recall": leakage_recall,
     "loading-flat": partial(loading, "flat", False),
     "loading-arrays": partial(loading, "arrays", False),
     "loading-atoms": partial(loading, "atoms", False),

@@ -195,6 +195,30 @@ def test_split(store, tmp_path):
     assert numbers(of_test.stdout)[0] == counts[-1]
 
 
+def test_subsets(store, tmp_path):
+    file = tmp_path / "subset.parquet"
+    sizes = ("--frames", "train=40", "--frames", "test=5", "--balance", "alexandria=0.8", "--balance", "mp=0.2")
+    made = trajmill("split", store, file, 'functional = "pbe"', *sizes)
+    assert made.returncode == 2, "a filter is an option"
+    made = trajmill("split", store, file, "--where", 'functional = "pbe"', *sizes)
+    assert made.returncode == 0, made.stderr
+    drawn = trajmill(
+        "query", store, 'source = "alexandria" AND functional = "pbe"', "--part", file, "train", "--limit", 1
+    )
+    assert abs(numbers(drawn.stdout)[0] - 32) <= 2
+
+
+def test_check(store, tmp_path):
+    right = trajmill("check", store)
+    assert right.returncode == 0, right.stdout + right.stderr
+    assert "wrong" not in right.stdout
+    published = tmp_path / "published.parquet"
+    trajmill("convert", store, published, "--to", "lemat-traj", "--where", 'source = "alexandria"')
+    wrong = trajmill("check", published, "--stress", "eV/A^3")
+    assert wrong.returncode == 1
+    assert "kBar with VASP's sign" in " ".join(wrong.stdout.split())
+
+
 def test_leakage(store, tmp_path):
     assert trajmill("leakage", store, store, "--no-structures").returncode == 1
     none = tmp_path / "none.parquet"
@@ -217,9 +241,16 @@ def test_leakage(store, tmp_path):
         (["query", "nowhere"], "neither a trajmill store nor a release"),
         (["convert", "STORE", "OUT", "--to", "hdf6"], "nothing is called hdf6"),
         (["leakage", "STORE", "none.txt"], "none.txt: No such file"),
-        (["split", "STORE", "OUT", "--part", "train"], "write a name and a fraction"),
+        (["split", "STORE", "OUT", "--part", "train"], "write a name and a number"),
         (["split", "STORE", "OUT", "--part", "train=0.5"], "add up to 1"),
         (["split", "STORE", "OUT", "--by", "colour"], "no groups by colour"),
+        (["split", "STORE", "OUT", "--frames", "train=10", "--by", "formula"], "leave --part and --by out"),
+        (["split", "STORE", "OUT", "--preset", "mptrj"], "no preset mptrj; there are lemat-traj"),
+        (["split", "STORE", "OUT", "--preset", "lemat-traj", "--frames", "dev=1"], "train and test, not dev"),
+        (["split", "STORE", "OUT", "--preset", "lemat-traj"], "in this balance, fewer than"),
+        (["split", "STORE", "OUT", "--balance", "mp=1"], "--balance goes with --frames"),
+        (["release", "STORE", "OUT", "--split", "none.parquet"], "none.parquet: no split of trajmill"),
+        (["convert", "STORE", "x.extxyz", "--workers", "2"], "a file is written by one process"),
     ],
 )
 def test_wrong_questions_are_one_line(store, tmp_path, arguments, message):
@@ -230,9 +261,11 @@ def test_wrong_questions_are_one_line(store, tmp_path, arguments, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_the_page_on_use_runs(store, tmp_path, monkeypatch):
-    """Each block of Python and each line of shell of the page, one after the other."""
-    page = (DATA.parents[1] / "docs/use.md").read_text("utf-8")
+@pytest.mark.filterwarnings("ignore")  # torch's, e3nn's and MACE's of each other
+@pytest.mark.parametrize("page", sorted((DATA.parents[1] / "docs/use").glob("*.md")), ids=lambda page: page.stem)
+def test_the_pages_on_use_run(page, store, tmp_path, monkeypatch):
+    """Each block of Python and each line of shell of a page, one after the other."""
+    page = page.read_text("utf-8")
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo/store").symlink_to(store)
     monkeypatch.chdir(tmp_path)

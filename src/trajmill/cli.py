@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from trajmill.errors import RecipeError, TrajmillError
-from trajmill.recipe import BUILT_IN, SOURCES, DatabaseAddress, Recipe, load, to_toml
+from trajmill.recipe import BUILT_IN, PUBLISHED, DatabaseAddress, Recipe, check_published, load, to_toml
 from trajmill.storage import AnyPath, as_path
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ DatasetAddress = Annotated[
 Where = Annotated[
     str, typer.Argument(metavar="FILTER", help="As OPTIMADE's: 'elements HAS \"Fe\" AND nsites < 20'; default all.")
 ]
+Without = Annotated[
+    Path | None, typer.Option(metavar="MARKS", help="Leave out the duplicates that trajmill dedup marked in this file.")
+]
 
 
 @app.command()
@@ -52,6 +56,8 @@ def build(
     oqmd: Annotated[
         str | None, typer.Option(help="OQMD's SQL dump, the folder it is in, s3://... or mysql://...")
     ] = None,
+    vasp: Annotated[str | None, typer.Option(help="Folder with vasprun.xml files of your own, or s3://...")] = None,
+    ase: Annotated[str | None, typer.Option(help="Folder with files of your own that ASE reads, or s3://...")] = None,
     out: Annotated[str | None, typer.Option(help="Store to fill: a folder, or postgresql://user@host/db.")] = None,
     workers: Workers = None,
     engine: EngineName = None,
@@ -70,6 +76,8 @@ def build(
         "mp.path": mp,
         "alexandria.path": alexandria,
         "oqmd.path": oqmd,
+        "vasp.path": vasp,
+        "ase.path": ase,
         "store.path": out,
         **_engine(workers, engine, scheduler, slurm),
     }
@@ -137,9 +145,9 @@ def update(
     from trajmill.updater import update as run
 
     chosen = _recipe(recipe, settings, {"store.path": out, **_engine(workers, engine, scheduler, slurm)})
-    named = [name for name in SOURCES if getattr(chosen, name).path]
-    places = _places(chosen, sources or named or (list(SOURCES) if raw else []), raw, None)
-    chosen = chosen.with_paths({name: places.get(name) for name in SOURCES})
+    named = [name for name in PUBLISHED if getattr(chosen, name).path]
+    places = _places(chosen, sources or named or (list(PUBLISHED) if raw else []), raw, None)
+    chosen = chosen.with_paths({name: places.get(name) for name in PUBLISHED})
     with FetchProgress() as fetching, BuildProgress() as building:
         summary = run(chosen, dry_run=dry_run, prune=prune, fetching=fetching, building=building)
     print_total(summary.fetched)
@@ -162,6 +170,9 @@ def release(
     ] = None,
     stress: Annotated[str | None, typer.Option(help="auto, ev (eV/A^3, ASE sign) or kbar (VASP sign).")] = None,
     version: Annotated[int | None, typer.Option(help="Version of the store; default the newest.")] = None,
+    split: Annotated[
+        Path | None, typer.Option(metavar="SPLIT", help="Split of the store, whose parts become the release's splits.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="TOML file or built-in recipe with the rules that run at release.")
     ] = None,
@@ -170,11 +181,15 @@ def release(
     """Export a store as a Hugging Face dataset: Parquet per configuration and a dataset card."""
     from trajmill.releases.push import release_to
     from trajmill.report import ByteProgress, RowProgress, print_release
+    from trajmill.splits import Split
     from trajmill.stores import open_store
 
     chosen = _recipe(recipe, settings, {"release.format": schema, "release.stress": stress})
+    parts = Split.load(split) if split else None
     with RowProgress("release") as rows, ByteProgress() as sent:
-        summary = release_to(open_store(store, version=version), out, chosen, report=rows.update, progress=sent.update)
+        summary = release_to(
+            open_store(store, version=version), out, chosen, split=parts, report=rows.update, progress=sent.update
+        )
     print_release(summary)
 
 
@@ -250,6 +265,7 @@ def query(
     part: Annotated[
         tuple[Path, str] | None, typer.Option(metavar="SPLIT PART", help="Only what is in this part of a split.")
     ] = None,
+    without: Without = None,
     sample: Annotated[int | None, typer.Option(help="Draw so many whole trajectories at random.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
     every: Annotated[
@@ -267,7 +283,7 @@ def query(
     from trajmill.dataset import Dataset
     from trajmill.report import print_rows
 
-    wanted = _wanted(dataset, where, part)
+    wanted = _wanted(dataset, where, part, without)
     if sample is not None:
         wanted = wanted.sample(sample, seed=seed)
     ways = {"every": every, "energy_steps": energy_steps, "farthest": farthest}
@@ -288,19 +304,49 @@ def split(
     parts: Annotated[
         list[str] | None, typer.Option("--part", metavar="NAME=FRACTION", help="Default train=0.8 val=0.1 test=0.1.")
     ] = None,
+    frames: Annotated[
+        list[str] | None,
+        typer.Option("--frames", metavar="NAME=N", help="Instead: draw parts with so many frames of each functional."),
+    ] = None,
+    balance: Annotated[
+        list[str] | None,
+        typer.Option("--balance", metavar="SOURCE=SHARE", help="With --frames: shares of frames by source."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Instead: lemat-traj, the paper's subsets; --frames train=N test=N changes sizes."),
+    ] = None,
     by: Annotated[
         str, typer.Option(help="What is never on two sides: trajectory, material, formula, chemical_system, prototype.")
     ] = "trajectory",
     where: Annotated[str, typer.Option(metavar="FILTER", help="Split only what this filter matches.")] = "",
+    without: Without = None,
     stratify: Annotated[bool, typer.Option(help="Give each part its share of each element.")] = True,
     seed: Annotated[int, typer.Option(help="Another seed gives another split.")] = 0,
 ) -> None:
     """Split a dataset by trajectories into parts to train, validate and test with."""
-    from trajmill.dataset import Dataset
     from trajmill.report import print_split
     from trajmill.splits import split as make
+    from trajmill.subsets import PRESETS, draw
 
-    made = make(Dataset(dataset).filter(where), _fractions(parts), by=by, stratify=stratify, seed=seed)
+    sizes = {name: round(n) for name, n in _named_numbers("--frames", frames, "train=100000").items()}
+    shares = _named_numbers("--balance", balance, "mp=0.1")
+    if (sizes or preset) and (parts or by != "trajectory" or not stratify):
+        raise typer.BadParameter("--frames and --preset draw trajectories, stratified; leave --part and --by out")
+    if shares and (preset or not sizes):
+        raise typer.BadParameter("--balance goes with --frames")
+    if preset is not None and preset not in PRESETS:
+        raise typer.BadParameter(f"no preset {preset}; there are {', '.join(PRESETS)}")
+    if preset and (unknown := sizes.keys() - {"train", "test"}):
+        raise typer.BadParameter(f"--preset has the parts train and test, not {min(unknown)}")
+    wanted = _wanted(dataset, where, None, without)
+    if preset:
+        made = PRESETS[preset](wanted, seed=seed, **sizes)
+    elif sizes:
+        made = draw(wanted, sizes, balance=shares or None, seed=seed)
+    else:
+        fractions = _named_numbers("--part", parts or ["train=0.8", "val=0.1", "test=0.1"], "train=0.8")
+        made = make(wanted, fractions, by=by, stratify=stratify, seed=seed)
     made.save(out)
     print_split(made, out)
 
@@ -308,35 +354,69 @@ def split(
 @app.command()
 def convert(
     dataset: DatasetAddress,
-    out: Annotated[Path, typer.Argument(help="File to make.")],
-    to: Annotated[str, typer.Option(help="extxyz (MACE and others) or aselmdb (fairchem).")] = "extxyz",
+    out: Annotated[
+        Path, typer.Argument(help="File to make, with a suffix such as .extxyz; or a folder of files, without.")
+    ],
+    to: Annotated[
+        str, typer.Option(help="extxyz, aselmdb, mace-lmdb, mace-hdf5, atompack, lemat-traj or cif.")
+    ] = "extxyz",
     where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
     part: Annotated[
         tuple[Path, str] | None, typer.Option(metavar="SPLIT PART", help="Only what is in this part of a split.")
     ] = None,
+    without: Without = None,
     energy: Annotated[str, typer.Option(help="energy or energy_corrected.")] = "energy",
     prefix: Annotated[
-        str | None, typer.Option(help="What stands before names of labels; default REF_ in extxyz.")
+        str | None, typer.Option(help="extxyz: what stands before names of labels; default REF_.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that write a folder; 0 takes one per core.")] = 1,
+    per_file: Annotated[int, typer.Option(help="Frames of a file in a folder, about.")] = 20_000,
+    e0s: Annotated[
+        Path | None, typer.Option(help="JSON file to write an energy per element to, fitted to all frames; for MACE.")
     ] = None,
 ) -> None:
-    """Write a dataset into a file that other programs train from."""
+    """Write a dataset into files that other programs train from. A folder can be stopped and gone on with."""
     from trajmill.converting import convert as run
+    from trajmill.converting import reference_energies, write_e0s
     from trajmill.report import RowProgress, print_converted
 
-    wanted = _wanted(dataset, where, part)
+    wanted = _wanted(dataset, where, part, without)
     total = len(wanted)
     with RowProgress("convert") as progress:
-        written, left_out = run(
-            wanted, out, to, energy=energy, prefix=prefix, report=lambda done: progress.update(done, total)
-        )
-    print_converted(out, written, left_out, energy)
+        written = run(
+            wanted, out, to, energy=energy, prefix=prefix, workers=workers, per_file=per_file,
+            report=lambda done: progress.update(done, total),
+        )  # fmt: skip
+    if e0s is not None:
+        write_e0s(reference_energies(wanted, energy), e0s)
+    print_converted(out, written, energy, e0s)
+
+
+@app.command()
+def check(
+    dataset: DatasetAddress,
+    where: Where = "",
+    stress: Annotated[
+        str | None, typer.Option(help="Unit of stress in files that do not say it: kBar (VASP's sign) or eV/A^3.")
+    ] = None,
+    trajectories: Annotated[int, typer.Option(help="So many are drawn at random.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+) -> None:
+    """Check units and signs: energies must change by the work of forces and stress. Exit code 1 when they do not."""
+    from trajmill.dataset import Dataset
+    from trajmill.physics import check as run
+    from trajmill.report import print_verdicts
+
+    found = run(Dataset(dataset, stress=stress).filter(where), trajectories=trajectories, seed=seed)
+    if not print_verdicts(found):
+        raise typer.Exit(1)
 
 
 @app.command()
 def leakage(
     train: Annotated[str, typer.Argument(metavar="TRAIN", help="Dataset that is trained on.")],
     test: Annotated[
-        str, typer.Argument(metavar="TEST", help="Dataset that is to be unseen, or a .txt of material ids.")
+        str, typer.Argument(metavar="TEST", help="Dataset that is to be unseen, or a .txt of ids of materials or runs.")
     ],
     structures: Annotated[bool, typer.Option(help="Compare structures too, which takes longest.")] = True,
     limit: Annotated[int, typer.Option(help="Pairs to show of each kind; 0 shows all.")] = 10,
@@ -344,7 +424,7 @@ def leakage(
     """Say what of a test set a training set has seen already. Exit code 1 when there is anything."""
     from trajmill.dataset import Dataset
     from trajmill.leakage import find_leakage, held_out
-    from trajmill.report import print_held_out, print_leakage
+    from trajmill.report import RowProgress, print_held_out, print_leakage
 
     if test.endswith(".txt"):
         try:
@@ -353,28 +433,103 @@ def leakage(
             raise typer.BadParameter(f"{test}: {error.strerror}") from error
         if print_held_out(held_out(Dataset(train), listed), len(listed), limit):
             raise typer.Exit(1)
-    elif print_leakage(find_leakage(Dataset(train), Dataset(test), structures=structures), limit):
+        return
+    with RowProgress("leakage") as progress:
+        found = find_leakage(Dataset(train), Dataset(test), structures=structures, report=progress.update)
+    if print_leakage(found, limit):
         raise typer.Exit(1)
 
 
-def _wanted(dataset: str, where: str, part: tuple[Path, str] | None) -> Dataset:
-    """Open what a filter matches of a dataset, or of a part of it."""
+@app.command()
+def dedup(
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", help="Within and across which to look.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to make, with a row for each trajectory of a group.")],
+    across_functionals: Annotated[
+        bool, typer.Option("--across-functionals", help="Compare trajectories of different functionals too.")
+    ] = False,
+) -> None:
+    """Mark trajectories that end in the same structure, within a dataset and across several. Deletes nothing."""
     from trajmill.dataset import Dataset
+    from trajmill.duplicates import find_duplicates
+    from trajmill.report import RowProgress, print_duplicates
+
+    with RowProgress("dedup") as progress:
+        marks = find_duplicates(
+            [Dataset(address) for address in datasets], across_functionals=across_functionals, report=progress.update
+        )
+    marks.save(out)
+    print_duplicates(marks, out)
+
+
+@app.command()
+def pes(
+    dataset: DatasetAddress,
+    out: Annotated[Path, typer.Option(help="Folder to make files in, a folder for each chemical system.")],
+    elements: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="Fe,Cu,...", help="Chemical system; may be repeated; default those of the LeMat-Traj paper."
+        ),
+    ] = None,
+    only_subsets: Annotated[
+        bool,
+        typer.Option("--only-subsets", help="Take cells with any of the elements and no other, not only with all."),
+    ] = False,
+    compare: Annotated[
+        list[str] | None, typer.Option("--compare", metavar="DATASET", help="Lay it out beside; may be repeated.")
+    ] = None,
+    functional: Annotated[str, typer.Option(help="pbe, pbesol, scan or r2scan.")] = "pbe",
+    reference: Annotated[
+        list[str] | None,
+        typer.Option("--reference", metavar="ELEMENT=EV", help="Energy per atom; default of the data's own elements."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that compute SOAP.")] = 1,
+) -> None:
+    """Draw the potential-energy surface of chemical systems: SOAP, two principal components, formation energy."""
+    from trajmill.analysis.pes import PRESETS, save_points, surface
+    from trajmill.analysis.pes_drawing import save_figures
+    from trajmill.dataset import Dataset
+    from trajmill.report import RowProgress, print_paths
+
+    datasets = {address: Dataset(address) for address in (dataset, *(compare or []))}
+    given = _named_numbers("--reference", reference, "Fe=-8.3")
+    systems = [tuple(re.split("[,-]", text)) for text in elements or PRESETS]
+    made = []
+    for system in systems:
+        with RowProgress("-".join(system)) as progress:
+            found = surface(
+                datasets, system, subsets=only_subsets, functional=functional, references=given or None, jobs=workers,
+                report=progress.update,
+            )  # fmt: skip
+        folder = out / "-".join(system)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_points(found, folder)
+        save_figures(found, folder)
+        made.append(folder)
+    print_paths(made)
+
+
+def _wanted(dataset: str, where: str, part: tuple[Path, str] | None, without: Path | None = None) -> Dataset:
+    """Open what a filter matches of a dataset, or of a part of it, without what is marked as a duplicate."""
+    from trajmill.dataset import Dataset
+    from trajmill.duplicates import Marks
     from trajmill.splits import Split
 
     matched = Dataset(dataset).filter(where)
+    if without is not None:
+        matched = matched.without(Marks.load(without).duplicates)
     return matched if part is None else Split.load(part[0]).of(matched, part[1])
 
 
-def _fractions(parts: list[str] | None) -> dict[str, float]:
-    """Read NAME=FRACTION."""
+def _named_numbers(flag: str, texts: list[str] | None, example: str) -> dict[str, float]:
+    """Read NAME=NUMBER."""
     found = {}
-    for text in parts or ["train=0.8", "val=0.1", "test=0.1"]:
+    for text in texts or []:
         name, _, value = text.partition("=")
         try:
             found[name] = float(value)
         except ValueError:
-            raise typer.BadParameter(f"--part {text}: write a name and a fraction, such as train=0.8") from None
+            raise typer.BadParameter(f"{flag} {text}: write a name and a number, such as {example}") from None
     return found
 
 
@@ -394,8 +549,7 @@ def _places(recipe: Recipe, sources: list[str], dest: str | None, default: str |
     """
     places: dict[str, AnyPath] = {}
     for name in sources:
-        if name not in SOURCES:
-            raise RecipeError(f"no source {name}; there are: {', '.join(SOURCES)}")
+        check_published(name)
         path = getattr(recipe, name).path
         if dest is not None or path is None:
             folder = dest or default

@@ -466,9 +466,7 @@ def _shards(release: AnyPath, configuration: str | None, split: str | None) -> l
         return found
     splits = {file: file.name.partition("-")[0] for file in found}
     if split not in splits.values():
-        raise ReleaseError(
-            f"{release}: no split {split}; there are: {', '.join(sorted({*splits.values()})) or 'none'}"
-        )
+        raise ReleaseError(f"{release}: no split {split}; there are: {', '.join(sorted({*splits.values()})) or 'none'}")
     return [file for file in found if splits[file] == split]
 
 

@@ -58,6 +58,10 @@ class ConvertError(TrajmillError):
     """A dataset cannot be written as asked."""
 
 
+class FigureError(TrajmillError):
+    """A figure cannot be drawn of this dataset."""
+
+
 class LoadError(TrajmillError):
     """A dataset cannot be loaded for training as asked."""
 

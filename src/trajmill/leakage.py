@@ -1,24 +1,22 @@
 """Leakage: what of a test set a training set has seen already.
 
-Four signs, each stronger than the one before it: the same reduced formula and space group, the same material by
-identifier, the same run by identifier, and the same structure, in whatever cell it is written. Structures are the last
-frames of trajectories, compared by pymatgen's StructureMatcher where formula allows it.
+Four signs, each stronger than the one before it: the same prototype of the same formula, the same material by
+identifier, the same run by identifier, and the same structure, in whatever cell it is written. Prototypes and
+structures are those of the last frames of trajectories; see `trajmill.matching`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from trajmill.dataset import Dataset
-from trajmill.rows import trajectory_id
-from trajmill.thinning import farthest
+from trajmill.matching import Crystals, Report, Shelf, Work, geometries, last_frames, prototype
 
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
-
-SIGNS = ("formula and space group", "material", "trajectory", "structure")
+SIGNS = ("prototype", "material", "trajectory", "structure")
 
 
 @dataclass
@@ -39,7 +37,9 @@ class Leakage:
         return sorted({test for sign in SIGNS[1:] for test, _ in self.found.get(sign, ())})
 
 
-def find_leakage(train: Dataset, test: Dataset, *, structures: bool = True, angle: float = 5.0) -> Leakage:
+def find_leakage(
+    train: Dataset, test: Dataset, *, structures: bool = True, angle: float = 5.0, report: Report | None = None
+) -> Leakage:
     """Find what a training set has seen of a test set.
 
     Args:
@@ -47,67 +47,80 @@ def find_leakage(train: Dataset, test: Dataset, *, structures: bool = True, angl
         test: what is to be unseen.
         structures: whether to compare structures, which takes most of the time.
         angle: degrees, tolerance of StructureMatcher; its others are pymatgen's defaults.
+        report: called with how much is done and how much there is.
     """
-    ours, theirs = _last_frames(train), _last_frames(test)
-    found: dict[str, list[tuple[str, str]]] = {}
-    keys: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "formula and space group": lambda row: (row["formula"], row["group"]) if row["group"] else None,
-        "material": lambda row: row["material"],
-        "trajectory": lambda row: row["trajectory"],
-    }
-    for sign, key in keys.items():
-        seen: dict[Any, str] = {}
-        for row in ours:
-            if (value := key(row)) is not None:
-                seen.setdefault(value, row["trajectory"])
-        found[sign] = [(row["trajectory"], seen[key(row)]) for row in theirs if key(row) in seen]
-    if structures:
-        found["structure"] = _same_structures(train, test, ours, theirs, angle)
-    return Leakage(len(theirs), found)
+    ours, theirs = last_frames(train), last_frames(test)
+    by_name = {name: _in_common(ours, theirs, name) for name in ("material", "trajectory")}
+    n_tested = len(theirs)
+    common = pc.unique(ours["formula"].filter(pc.is_in(ours["formula"], theirs["formula"].combine_chunks())))
+    ours, theirs = (rows.filter(pc.is_in(rows["formula"], common)) for rows in (ours, theirs))
+    work = Work(report, len(ours) + (2 if structures else 1) * len(theirs))
+    with Crystals(angle) as crystals:
+        seen, tested = (
+            _described(dataset, rows, crystals if structures else None, work)
+            for dataset, rows in ((train, ours), (test, theirs))
+        )
+        found = {"prototype": _in_common(seen, tested, "prototype"), **by_name}
+        if structures:
+            found["structure"] = _same_structures(crystals, seen, tested, work)
+    return Leakage(n_tested, found)
 
 
-def held_out(dataset: Dataset, materials: Iterable[str]) -> list[str]:
-    """Return the trajectories whose material is on a list that is to be unseen, such as WBM's, sorted."""
-    wanted = set(materials)
-    return sorted(row["trajectory"] for row in _last_frames(dataset) if row["material"] in wanted)
+def held_out(dataset: Dataset, names: Iterable[str]) -> list[str]:
+    """Return the trajectories that are on a list of what is to be unseen, such as WBM's, sorted.
+
+    Args:
+        dataset: what is trained on.
+        names: identifiers of materials or of trajectories.
+    """
+    rows, wanted = last_frames(dataset), pa.array(sorted(set(names)), pa.string())
+    listed = pc.or_(pc.is_in(rows["material"], wanted), pc.is_in(rows["trajectory"], wanted))
+    found: list[str] = rows.filter(listed)["trajectory"].to_pylist()
+    return found
 
 
-def _last_frames(dataset: Dataset) -> list[dict[str, Any]]:
-    identity = trajectory_id(dataset.schema)
-    rows: list[dict[str, Any]] = dataset.ask(
-        f"SELECT {identity} AS trajectory, any_value(immutable_id) AS material, "
-        "any_value(chemical_formula_reduced) AS formula, "
-        "max_by(space_group_it_number, relaxation_step) AS group, max_by(id, relaxation_step) AS last "
-        "FROM wanted GROUP BY 1 ORDER BY 1"
-    ).to_pylist()
-    return rows
+def _in_common(ours: pa.Table, theirs: pa.Table, key: str) -> list[tuple[str, str]]:
+    """Pair each trajectory of theirs with the first of ours that has the same value, by their order."""
+    theirs = theirs.filter(pc.and_(pc.is_valid(theirs[key]), pc.is_in(theirs[key], ours[key].combine_chunks())))
+    ours = ours.filter(pc.is_in(ours[key], theirs[key].combine_chunks()))
+    seen = dict(zip(reversed(ours[key].to_pylist()), reversed(ours["trajectory"].to_pylist()), strict=True))
+    asked = zip(theirs["trajectory"].to_pylist(), theirs[key].to_pylist(), strict=True)
+    return [(name, seen[value]) for name, value in asked]
 
 
-def _same_structures(
-    train: Dataset, test: Dataset, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], angle: float
-) -> list[tuple[str, str]]:
-    """Compare last frames with the same reduced formula."""
-    from pymatgen.analysis.structure_matcher import StructureMatcher
+def _described(dataset: Dataset, rows: pa.Table, crystals: Crystals | None, work: Work) -> pa.Table:
+    """Read last frames; return their rows with their prototypes and, where they are taken in, their numbers there."""
+    labels: list[str | None] = [None] * len(rows)
+    numbers: list[int | None] = [None] * len(rows)
+    for i, geometry in geometries(dataset, rows):
+        labels[i] = prototype(geometry)
+        if crystals is not None:
+            numbers[i] = crystals.add(geometry)
+        work.advance()
+    named = rows.append_column("prototype", pa.array(labels, pa.string()))
+    return named.append_column("crystal", pa.array(numbers, pa.int64()))
 
-    matcher = StructureMatcher(angle_tol=angle)
-    common = {row["formula"] for row in ours} & {row["formula"] for row in theirs}
-    seen, tested = _by_formula(train, ours, common), _by_formula(test, theirs, common)
+
+def _same_structures(crystals: Crystals, ours: pa.Table, theirs: pa.Table, work: Work) -> list[tuple[str, str]]:
+    """Compare structures with the same formula."""
+    names = dict(zip(ours["crystal"].to_pylist(), ours["trajectory"].to_pylist(), strict=True))
+    seen = _by_formula(ours)
     found = []
-    for formula in common:
-        for name, structure in tested[formula]:
-            match = next((other for other, known in seen[formula] if matcher.fit(structure, known)), None)
+    for formula, tested in _by_formula(theirs).items():
+        shelf = Shelf(crystals, len(seen[formula]))
+        for crystal, _ in seen[formula]:
+            shelf.put(crystal)
+        for crystal, name in tested:
+            match = shelf.find(crystal)
             if match is not None:
-                found.append((name, match))
+                found.append((name, names[match]))
+            work.advance()
     return sorted(found)
 
 
-def _by_formula(
-    dataset: Dataset, rows: list[dict[str, Any]], formulas: set[str]
-) -> dict[str, list[tuple[str, Structure]]]:
-    """Return the last structure of each trajectory of these formulas."""
-    found: dict[str, list[tuple[str, Structure]]] = {formula: [] for formula in formulas}
-    last = {row["last"]: row for row in rows if row["formula"] in formulas}
-    for structure in dataset.only(row["trajectory"] for row in last.values()).thin(farthest(1)).structures():
-        if row := last.get(structure.properties["id"]):
-            found[row["formula"]].append((row["trajectory"], structure))
+def _by_formula(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
+    found: dict[str, list[tuple[int, str]]] = {}
+    columns = (rows[name].to_pylist() for name in ("formula", "crystal", "trajectory"))
+    for formula, crystal, name in zip(*columns, strict=True):
+        found.setdefault(formula, []).append((crystal, name))
     return found

@@ -33,9 +33,12 @@ from trajmill.storage import as_path
 from trajmill.stores import is_store, shown
 
 if TYPE_CHECKING:
+    from trajmill.converting import Converted
     from trajmill.copying import CopySummary
     from trajmill.dataset import Dataset
+    from trajmill.duplicates import Marks
     from trajmill.leakage import Leakage
+    from trajmill.physics import Verdict
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
     from trajmill.splits import Split
@@ -395,15 +398,39 @@ def print_split(split: Split, path: Path) -> None:
     _print(_table(f"{path}: {sum(counts):,} trajectories", ("part", "trajectories", "fraction"), rows), *split.notes)
 
 
-def print_converted(out: Path, written: int, left_out: int, energy: str) -> None:
+def print_converted(out: Path, converted: Converted, energy: str, e0s: Path | None) -> None:
     """Say what a conversion did."""
-    _print(
-        f"{out}: {_many(written, 'frame')} written" + (f", {left_out:,} without {energy} left out" if left_out else "")
-    )
+    left_out = f", {converted.left_out:,} without {energy} left out" if converted.left_out else ""
+    _print(f"{out}: {_many(converted.written, 'frame')} written{left_out}")
+    if e0s is not None:
+        _print(f"{e0s}: energies of elements by atomic number, for MACE's --E0s")
+
+
+def print_paths(made: Sequence[Path]) -> None:
+    """Say what was written."""
+    _print(*map(str, made))
+
+
+def print_verdicts(found: Sequence[Verdict]) -> bool:
+    """Say what the physics check found; return whether nothing is wrong."""
+    words = {True: "right", False: "wrong", None: "too few pairs to tell"}
+    rows = [
+        (
+            v.source,
+            v.pairs,
+            f"{v.median:.3f}",
+            f"{v.near:.0%}",
+            words[v.passed] + (f": {v.looks_like}" * bool(v.looks_like)),
+        )
+        for v in found
+    ]
+    head = ("source", "pairs of frames", "median residual", "below 0.25", "units and signs")
+    _print(_table("energy change beside the work of forces and stress", head, rows))
+    return all(v.passed is not False for v in found)
 
 
 def print_leakage(found: Leakage, limit: int) -> bool:
-    """Show what was found; return whether it is more than a formula and a space group."""
+    """Show what was found; return whether it is more than a prototype."""
     rows = [(sign, len(pairs)) for sign, pairs in found.found.items()]
     _print(_table(f"{found.tested:,} trajectories to be unseen; in common with a trained one:", ("sign", "seen"), rows))
     for sign, pairs in found.found.items():
@@ -416,6 +443,15 @@ def print_held_out(found: Sequence[str], listed: int, limit: int) -> bool:
     """Show trajectories of materials that are to be unseen; return whether there are any."""
     _print(f"{len(found):,} trajectories are of one of {listed:,} listed materials", *found[: limit or None])
     return bool(found)
+
+
+def print_duplicates(marks: Marks, path: Path) -> None:
+    """Say what is marked."""
+    counts = marks.counts()
+    rows = [(*key, counts[key]) for key in sorted(counts, key=lambda key: (-counts[key], str(key)))]
+    _print(f"{path}: {sum(counts.values()):,} of {marks.rule['trajectories']:,} trajectories are duplicates")
+    if rows:
+        _print(_table("duplicates", ("source", "duplicate of", "same", "trajectories"), rows))
 
 
 def print_info(address: str | Path) -> bool:

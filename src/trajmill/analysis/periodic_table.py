@@ -1,0 +1,86 @@
+"""Trajectories per element, as periodic tables, one for each functional."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from trajmill.analysis import style
+from trajmill.analysis.base import Figure, Tables, totals
+from trajmill.elements import NUMBERS
+from trajmill.errors import require
+
+if TYPE_CHECKING:
+    from matplotlib import figure as drawn
+
+NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
+"""Atomic numbers that periods end with."""
+
+ORDER = ("pbe", "pbesol", "scan", "r2scan")
+"""Functionals as they are shown."""
+
+NUMBERS_SQL = """
+SELECT functional, element, count(*) AS trajectories
+FROM (SELECT functional, unnest(regexp_extract_all(formula, '[A-Z][a-z]?')) AS element FROM trajectories)
+GROUP BY ALL ORDER BY ALL
+"""
+
+
+def place(number: int) -> tuple[float, int]:
+    """Return row and group of an element, from 1; lanthanides and actinides lie below the others."""
+    period = next(i for i, last in enumerate(NOBLE) if number <= last)
+    column, length = number - NOBLE[period - 1], NOBLE[period] - NOBLE[period - 1]
+    if length == 32 and 3 <= column <= 17:
+        return period + 2.4, column
+    if column <= 2 and number != 2:
+        return period, column
+    return period, column + 18 - length
+
+
+def _draw(tables: Tables) -> drawn.Figure:
+    """Draw a periodic table for each dataset and functional that it has, two in a row."""
+    there = {name for table in tables.values() for name in table["functional"].to_pylist()}
+    functionals = [*(name for name in ORDER if name in there), *sorted(there - {*ORDER})] or [ORDER[0]]
+    has = {label: set(table["functional"].to_pylist()) or {functionals[0]} for label, table in tables.items()}
+    shown = [(label, functional) for label in tables for functional in functionals if functional in has[label]]
+    n_columns = min(2, len(shown))
+    n_rows = -(-len(shown) // n_columns)
+    figure, grid = style.panels(n_rows, n_columns, (6.6, 3.5) if n_columns == 1 else (5.4, 3.0))
+    highest = max((n for t in tables.values() for n in t["trajectories"].to_pylist()), default=1)
+    scale = require("matplotlib.colors", extra="figures").LogNorm(1, max(highest, 10))
+    colours = require("matplotlib", extra="figures").colormaps[style.HEAT]
+    for panel in grid.flat[len(shown) :]:
+        panel.set_axis_off()
+    for panel, (label, functional) in zip(grid.flat, shown, strict=False):
+        its = tables[label].filter(pc.equal(tables[label]["functional"], functional))
+        counts = totals(its, "element", "trajectories")
+        _table(panel, {str(element): n for element, n in counts.items()}, scale, colours)
+        panel.set_title(f"{label}: {functional}" if len(tables) > 1 else functional)
+    mappable = require("matplotlib.cm", extra="figures").ScalarMappable(scale, colours)
+    figure.colorbar(mappable, ax=grid, label="trajectories with the element", shrink=0.8, aspect=30, pad=0.01)
+    return figure
+
+
+def _table(panel: Any, counts: dict[str, int], scale: Any, colours: Any) -> None:
+    """Draw one periodic table."""
+    rectangle = require("matplotlib.patches", extra="figures").Rectangle
+    for element, number in NUMBERS.items():
+        row, column = place(number)
+        n = counts.get(element, 0)
+        colour = colours(scale(n)) if n else style.NOTHING
+        cell = panel.add_patch(rectangle((column, row), 0.94, 0.94, facecolor=colour, linewidth=0))
+        style.tip(cell, f"{element}: {n:,} trajectories")
+        ink = "#999999" if not n else "white" if scale(n) < 0.55 else "black"
+        written = {"ha": "center", "va": "center", "color": ink}
+        panel.text(column + 0.47, row + (0.36 if n else 0.5), element, fontsize=6.2, **written)
+        if n:
+            panel.text(column + 0.47, row + 0.72, style.short(n), fontsize=4.2, **written)
+    panel.set(xlim=(0.9, 19.05), ylim=(10.5, 0.9), aspect="equal")
+    panel.set_axis_off()
+
+
+FIGURE = Figure(
+    "elements", "Trajectories by element and functional", NUMBERS_SQL, _draw, ("chemical_formula_reduced",),
+    note="A trajectory counts once for each element of its cell.",
+)  # fmt: skip
