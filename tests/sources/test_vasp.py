@@ -12,12 +12,12 @@ import pytest
 import vaspruns
 from making import DATA
 from mp_samples import KEEP, by_id, opened, records
-from trajmill.physics import pairs_of, passes
 from sources.conformance import assert_equal, check_source
 from trajmill import recipe
 from trajmill.builder import build
 from trajmill.curation import curate
 from trajmill.errors import SourceError
+from trajmill.physics import pairs_of, passes
 from trajmill.recipe import load
 from trajmill.sources.base import RELAXATION
 from trajmill.sources.vasp import Vasp

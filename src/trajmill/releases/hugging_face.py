@@ -150,7 +150,7 @@ class _Filled:
     def __init__(self, out: Path, schema: pa.Schema, stress_unit: str, rows_per_file: int, split: Split | None) -> None:
         parts = split.names if split else ("train",)
         if unfit := [part for part in parts if not re.fullmatch(r"\w+(\.\w+)*", part, re.ASCII)]:
-            raise SplitError(f"no name for a split: {unfit[0]}; take letters, digits, underscores and dots between them")
+            raise SplitError(f"no name for a split: {unfit[0]}; take letters, digits, underscores, dots between them")
         self._schema, self._stress_unit, self._split = schema, stress_unit, split
         self._shards = {
             (name, part): _Shards(out / name, part, schema, rows_per_file) for name in CONFIGURATIONS for part in parts
