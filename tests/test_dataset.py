@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ from factories import make_store, make_trajectory
 from trajmill.errors import FilterError, MissingExtraError, ReleaseError, require
 from trajmill.recipe import load
 from trajmill.releases.hugging_face import release
+from trajmill.stores import open_store
 from trajmill.stores.delta import DeltaStore
 from trajmill.thinning import energy_steps, every
 
@@ -275,3 +278,19 @@ def test_structures(dataset):
     np.testing.assert_array_equal(structure.site_properties["forces"], t.forces[0])
     np.testing.assert_array_equal(structure.properties["stress"], t.stress[0])
     assert structure.properties["id"] == "mp-1-pbe-0"
+
+
+def test_options_may_follow_an_address(tmp_path):
+    make_store(
+        tmp_path / "store", [make_trajectory("mp-1"), make_trajectory("mp-2", functional="scan", energy_corrected=None)]
+    )
+    release(open_store(tmp_path / "store"), tmp_path / "out", load())
+    asked = trajmill.open(f"{tmp_path}/out?configuration=compatible_scan&split=train")
+    assert asked.trajectory_ids().to_pylist() == ["mp-2-scan"]
+    assert len(trajmill.open(f"{tmp_path}/store?functional=pbe&source=mp")) == 3
+    shutil.copytree(tmp_path / "out", tmp_path / "what?split=test")
+    assert len(trajmill.open(tmp_path / "what?split=test")) == 6, "a folder that is called so"
+    with pytest.raises(ReleaseError, match="no option spilt; there are configuration, split"):
+        trajmill.open(f"{tmp_path}/out?spilt=train")
+    with pytest.raises(ReleaseError, match="no option anything"):
+        trajmill.open(f"{tmp_path}/out?anything")

@@ -36,7 +36,7 @@ StoreAddress = Annotated[
 ]
 
 DatasetAddress = Annotated[
-    str, typer.Argument(metavar="DATASET", help="Address of a store or a release, or a Parquet file of such rows.")
+    str, typer.Argument(metavar="DATASET", help="Address of a store, a release (release?split=test), the Hub (hf://...), files.")
 ]
 Where = Annotated[
     str, typer.Argument(metavar="FILTER", help="As OPTIMADE's: 'elements HAS \"Fe\" AND nsites < 20'; default all.")
@@ -507,6 +507,30 @@ def pes(
         save_figures(found, folder)
         made.append(folder)
     print_paths(made)
+
+
+@app.command()
+def explore(
+    dataset: DatasetAddress,
+    host: Annotated[str, typer.Option(help="To bind to; any but this machine's own asks for a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    token: Annotated[bool, typer.Option("--token", help="Ask for a token on this machine too.")] = False,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
+    stress: Annotated[
+        str | None, typer.Option(help="Unit of stress in files that do not say it: kBar (VASP's sign) or eV/A^3.")
+    ] = None,
+) -> None:
+    """Look through a dataset in the browser: a page served from this machine, until Ctrl-C."""
+    from trajmill.explorer.server import Explorer, open_browser
+    from trajmill.report import RowProgress
+
+    with RowProgress("index") as progress:
+        server = Explorer(dataset, host=host, port=port, token=token, stress=stress, report=progress.update)
+    sys.stdout.write(f"{server.url}\nCtrl-C stops it\n")
+    sys.stdout.flush()
+    if not no_open:
+        open_browser(server.url)
+    server.run()
 
 
 def _wanted(dataset: str, where: str, part: tuple[Path, str] | None, without: Path | None = None) -> Dataset:

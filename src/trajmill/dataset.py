@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from trajmill.releases.hugging_face import CONFIGURATIONS, MANIFEST
 from trajmill.rows import ParquetRows, Rows, StoreRows, Wanted, ask, trajectory_id, where
 from trajmill.schema import parquet_options
 from trajmill.storage import AnyPath, as_path
-from trajmill.stores import is_store, open_store, shown
+from trajmill.stores import POSTGRES, is_store, open_store, shown
 from trajmill.thinning import Thinning
 from trajmill.trajectory import FloatArray, Trajectory
 from trajmill.units import stress_from_vasp
@@ -104,7 +105,8 @@ class Dataset:
     Args:
         address: of a store (a folder, `s3://...`, `postgresql://...`), or of a release or one configuration of a
             release (a folder, `s3://...`, `hf://datasets/NAMESPACE/NAME[@REVISION]`), of a Parquet file with such rows,
-            or of a file or folder of another format (see `trajmill.formats`).
+            or of a file or folder of another format (see `trajmill.formats`). What may be said besides can follow it,
+            as in `release?configuration=compatible_pbe&split=test`.
         configuration: one of a release's configurations (`compatible_pbe`, ...); None takes all with labels. A store
             has none: use `functional`.
         functional: only trajectories with this functional.
@@ -131,6 +133,10 @@ class Dataset:
         split: str | None = None,
         inputs: bool = False,
     ) -> None:
+        address, given = _options(address)
+        configuration, split = configuration or given.get("configuration"), split or given.get("split")
+        stress = stress or given.get("stress")
+        functional, source = functional or given.get("functional"), source or given.get("source")
         self._release: AnyPath | None = None
         if is_store(address):
             if configuration is not None or split is not None:
@@ -445,6 +451,19 @@ def _triples(column: pa.Array, counts: NDArray[np.int64]) -> FloatArray:
     triples = np.full((counts.sum(), 3), np.nan)
     triples[np.repeat(known, counts)] = there
     return triples
+
+
+def _options(address: str | Path) -> tuple[str | Path, dict[str, str]]:
+    """Part an address from the options that follow it."""
+    text = str(address)
+    place, mark, query = text.partition("?")
+    if not mark or text.startswith(POSTGRES) or ("://" not in text and Path(text).exists()):
+        return address, {}
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    known = ("configuration", "split", "stress", "functional", "source")
+    if wrong := [name for name in given if name not in known] or ([] if given else [query]):
+        raise ReleaseError(f"{text}: no option {wrong[0]}; there are {', '.join(known)}, as in ?split=test&source=mp")
+    return place, given
 
 
 def _shards(release: AnyPath, configuration: str | None, split: str | None) -> list[AnyPath]:
