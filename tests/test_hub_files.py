@@ -58,14 +58,17 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture
-def run(hub, tmp_path):
+def environment(hub, tmp_path):
     keep = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LANG")}
     env = keep | {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    env |= {"NO_PROXY": "127.0.0.1", "HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.endpoint}
+    return env | {"NO_PROXY": "127.0.0.1", "HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.endpoint}
 
+
+@pytest.fixture
+def run(environment):
     def run(*command):
         return subprocess.run(
-            [sys.executable, *command], env=env, capture_output=True, text=True, timeout=100, check=False
+            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=100, check=False
         )
 
     return run
@@ -128,3 +131,42 @@ def test_what_is_not_there_is_said_in_a_line(run, address, reason):
 def test_an_address_of_no_dataset():
     with pytest.raises(ReleaseError, match="write hf://datasets"):
         hub_path("hf://datasets/only-a-name")
+
+
+OPENED = """
+import sys
+import trajmill
+from trajmill.errors import ReleaseError
+dataset = trajmill.open("hf://datasets/me/ours")
+print("opened", flush=True)
+sys.stdin.readline()
+try:
+    print(len(list((dataset.filter("nsites < 3") if sys.argv[1] else dataset).batches())))
+except ReleaseError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("filtered", ["", "yes"])
+def test_a_hub_that_fails_while_it_is_read_is_said_in_a_line(hub, environment, filtered):
+    command = [sys.executable, "-c", OPENED, filtered]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout.readline() == "opened\n"
+        hub.fail("GET", "/datasets/me/ours/resolve", 403, message="not today")
+        try:
+            said, errors = process.communicate("go\n", timeout=60)
+        finally:
+            hub.heal()
+    assert (process.returncode, said.count("\n")) == (0, 1), said + errors
+    assert "cannot be read" in said
+
+
+def test_a_hub_that_fails_at_once_is_said_in_a_line(hub, run):
+    hub.fail("GET", "/datasets/me/ours/resolve", 403, message="not today")
+    try:
+        result = run("-m", "trajmill.cli", "query", "hf://datasets/me/ours")
+    finally:
+        hub.heal()
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "the Hub cannot be read" in result.stderr

@@ -35,7 +35,7 @@ def hub_path(address: str) -> Any:
         raise ReleaseError(f"{address}: no address of a dataset; write hf://datasets/NAMESPACE/NAME")
     hub = require("huggingface_hub", extra="hub")
     path = require("upath", extra="hub").UPath(address)
-    with _explained(address, require("huggingface_hub.errors", extra="hub")):
+    with explained(address):
         if not path.exists():
             hub.HfApi().dataset_info(match["repository"], revision=match["revision"])  # a missing path does not say why
             raise ReleaseError(f"{address}: there is no such folder or file in the dataset")
@@ -56,8 +56,9 @@ def known_stress(address: str) -> str | None:
 
 
 @contextmanager
-def _explained(address: str, errors: Any) -> Iterator[None]:
+def explained(address: str) -> Iterator[None]:
     """Turn the failures of the client into one line that says what to do."""
+    errors = require("huggingface_hub.errors", extra="hub")
     try:
         yield
     except errors.GatedRepoError as error:

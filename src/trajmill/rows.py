@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trajmill.errors import FilterError, ReleaseError
+from trajmill.hub_files import explained
 from trajmill.schema import FRAME_SCHEMA
 from trajmill.storage import COLUMNS, AnyPath, parquet, readable
 from trajmill.stores import shown
 from trajmill.stores.base import Store, stream
 from trajmill.stores.delta import DeltaStore
+from trajmill.uris import one_line
 
 STRESS_UNITS = ("kBar", "eV/A^3")
 """VASP's unit with its sign, positive under compression, and ASE's, positive under tension."""
@@ -138,7 +140,8 @@ class ParquetRows:
 
     def __init__(self, files: Sequence[AnyPath], stress: str | None = None, doubted: str | None = None) -> None:
         self._files, self.doubted = files, doubted
-        self.schema = pq.read_schema(readable(files[0], COLUMNS))
+        with _said(files[0]):
+            self.schema = pq.read_schema(readable(files[0], COLUMNS))
         metadata = dict(self.schema.metadata or {})
         if stress not in (None, *STRESS_UNITS):
             raise ReleaseError(f"no unit of stress: {stress}; say {' or '.join(STRESS_UNITS)}")
@@ -160,8 +163,7 @@ class ParquetRows:
         doubted = self.doubted if "stress_tensor" in columns else None
         read = list(dict.fromkeys([*columns, "id"])) if doubted else list(columns)
         for file in self._files:
-            scanner = parquet([file]).scanner(columns=read, batch_size=BATCH, use_threads=False)
-            for batch in filter(len, scanner.to_batches()):
+            for batch in filter(len, _scanned(file, read)):
                 yield without_stress(batch, doubted).select(columns) if doubted else batch
 
     @contextmanager
@@ -170,7 +172,8 @@ class ParquetRows:
         if all(isinstance(file, Path) for file in self._files):
             rows = db.read_parquet([str(file) for file in self._files])
         else:
-            rows = db.from_arrow(parquet(self._files))  # DuckDB asks it for columns, and for rows by simple conditions
+            with _said(self._files[0]):  # DuckDB asks Arrow for columns, and for rows by simple conditions
+                rows = db.from_arrow(parquet(self._files))
         if self.doubted:
             known = f"CASE WHEN NOT starts_with(id, '{self.doubted}') THEN stress_tensor END"
             rows = rows.project(f"* REPLACE ({known} AS stress_tensor)")
@@ -180,6 +183,16 @@ class ParquetRows:
     def files(self) -> Sequence[tuple[AnyPath, str | None]]:
         """See `Rows.files`."""
         return [(file, None) for file in self._files]
+
+
+def _said(file: Any) -> AbstractContextManager[None]:
+    """Say in a line what goes wrong with a file of the Hub, as other files' errors do by themselves."""
+    return explained(str(file)) if hasattr(file, "fs") else nullcontext()
+
+
+def _scanned(file: AnyPath, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with _said(file):
+        yield from parquet([file]).scanner(columns=columns, batch_size=BATCH, use_threads=False).to_batches()
 
 
 def without_stress(batch: pa.RecordBatch, prefix: str) -> pa.RecordBatch:
@@ -219,9 +232,12 @@ def _asking(rows: Rows, wanted: Wanted, columns: Sequence[str]) -> Iterator[duck
         if wanted.ids is not None:
             db.register("ids", pa.table({"wanted_id": wanted.ids}))
         needed = [name for name in rows.schema.names if name in columns or name in asked]
-        with rows.offer(db, needed):
-            db.execute(f"CREATE TEMP VIEW wanted AS SELECT * FROM rows WHERE {asked}")
-            yield db
+        try:
+            with rows.offer(db, needed):
+                db.execute(f"CREATE TEMP VIEW wanted AS SELECT * FROM rows WHERE {asked}")
+                yield db
+        except duckdb.Error as error:  # also what files say that it reads through Python
+            raise ReleaseError(f"the rows cannot be read: {one_line(error)}") from error
 
 
 def condition(wanted: Wanted, schema: pa.Schema) -> str:
