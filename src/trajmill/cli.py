@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -36,7 +37,10 @@ StoreAddress = Annotated[
 ]
 
 DatasetAddress = Annotated[
-    str, typer.Argument(metavar="DATASET", help="Address of a store, a release (release?split=test), the Hub (hf://...), files.")
+    str,
+    typer.Argument(
+        metavar="DATASET", help="Address of a store, a release (release?split=test), the Hub (hf://...), files."
+    ),
 ]
 Where = Annotated[
     str, typer.Argument(metavar="FILTER", help="As OPTIMADE's: 'elements HAS \"Fe\" AND nsites < 20'; default all.")
@@ -509,6 +513,50 @@ def pes(
     print_paths(made)
 
 
+Compared = Annotated[
+    list[str] | None, typer.Option("--compare", metavar="DATASET", help="Draw it beside; may be repeated.")
+]
+
+
+@app.command()
+def figures(
+    dataset: DatasetAddress,
+    out: Annotated[Path, typer.Option(help="Folder for pictures (PNG, SVG) and their numbers (CSV, Parquet).")],
+    compare: Compared = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Only this figure; may be repeated.")
+    ] = None,
+) -> None:
+    """Draw what a dataset is like: elements, forces, energies, stress, space groups, steps, curation, overlap."""
+    from trajmill.analysis import FIGURES, base, files, numbers
+    from trajmill.report import RowProgress
+
+    chosen, subjects = base.pick(FIGURES, only), files.subjects([dataset, *(compare or [])])
+    with RowProgress("count") as progress:
+        counts = numbers.count(subjects, chosen, report=progress.update)
+    with RowProgress("draw") as progress:
+        written = files.save(counts, out, report=progress.update)
+    sys.stdout.writelines(f"{line}\n" for line in files.summary(counts, written))
+
+
+@app.command()
+def report(
+    dataset: DatasetAddress,
+    compare: Compared = None,
+    out: Annotated[Path, typer.Option(help="HTML file to make.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page with all figures, counts, units, curation and versions. It needs no network."""
+    from trajmill.analysis import FIGURES, files, numbers, page
+    from trajmill.report import RowProgress
+
+    subjects = files.subjects([dataset, *(compare or [])])
+    with RowProgress("count") as progress:
+        counts = numbers.count(subjects, FIGURES, report=progress.update)
+    with RowProgress("draw") as progress:
+        page.write(counts, subjects, out, report=progress.update)
+    sys.stdout.writelines(f"{line}\n" for line in files.summary(counts, [out]))
+
+
 @app.command()
 def explore(
     dataset: DatasetAddress,
@@ -516,21 +564,81 @@ def explore(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     token: Annotated[bool, typer.Option("--token", help="Ask for a token on this machine too.")] = False,
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
-    stress: Annotated[
-        str | None, typer.Option(help="Unit of stress in files that do not say it: kBar (VASP's sign) or eV/A^3.")
-    ] = None,
 ) -> None:
     """Look through a dataset in the browser: a page served from this machine, until Ctrl-C."""
     from trajmill.explorer.server import Explorer, open_browser
     from trajmill.report import RowProgress
 
     with RowProgress("index") as progress:
-        server = Explorer(dataset, host=host, port=port, token=token, stress=stress, report=progress.update)
-    sys.stdout.write(f"{server.url}\nCtrl-C stops it\n")
-    sys.stdout.flush()
-    if not no_open:
-        open_browser(server.url)
-    server.run()
+        server = Explorer(dataset, host=host, port=port, token=token, report=progress.update)
+
+    def ready() -> None:
+        sys.stdout.write(f"{server.url}\nCtrl-C stops it\n")
+        sys.stdout.flush()
+        if not no_open:
+            open_browser(server.url)
+
+    server.run(ready)
+
+
+@app.command()
+def serve(
+    dataset: DatasetAddress,
+    host: Annotated[str, typer.Option(help="To listen on; the default answers this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 5000,
+    provider_prefix: Annotated[
+        str, typer.Option(metavar="PREFIX", help="Of properties that OPTIMADE does not define: _PREFIX_energy.")
+    ] = "trajmill",
+) -> None:
+    """Answer OPTIMADE clients with final structures and trajectories, until Ctrl-C."""
+    from trajmill.optimade import serve as run
+    from trajmill.report import RowProgress
+
+    with ExitStack() as stack:
+        progress = stack.enter_context(RowProgress("index"))
+
+        def ready(url: str, trajectories: int, frames: int) -> None:
+            stack.close()
+            sys.stdout.write(f"{url}/v1: {trajectories:,} trajectories, {frames:,} frames\nCtrl-C stops it\n")
+            sys.stdout.flush()
+
+        run(dataset, host=host, port=port, prefix=provider_prefix, ready=ready, report=progress.update)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="chgnet, sevennet, mace:FILE, or MODULE:CALLABLE (ASE).")
+    ],
+    on: Annotated[list[str], typer.Option("--on", metavar="DATASET", help="Test set; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions, a row a frame, and tables.")],
+    where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
+    sample: Annotated[int | None, typer.Option(help="Draw so many whole trajectories of each test set.")] = None,
+    energy: Annotated[str, typer.Option(help="What models are held against: energy or energy_corrected.")] = "energy",
+    shift: Annotated[
+        str, typer.Option(help="none, or composition: a constant per element, fitted, is taken off the energies.")
+    ] = "none",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by", help="Also a table by source, functional, element, 'force range' or step; may be repeated."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Hold models against DFT: energies, forces, stresses. What was predicted before is not predicted again."""
+    from trajmill.report import RowProgress, print_paths
+    from trajmill.training.evaluation import evaluate as run
+
+    datasets = {address: _wanted(address, where, None, None) for address in on}
+    if sample is not None:
+        datasets = {address: dataset.sample(sample) for address, dataset in datasets.items()}
+    with RowProgress("evaluate") as progress:
+        made = run(
+            models, datasets, out, energy=energy, shift=shift, by=by or [], device=device, report=progress.update
+        )
+    print_paths(made)
+    sys.stdout.write(made[0].read_text(encoding="utf-8"))
 
 
 def _wanted(dataset: str, where: str, part: tuple[Path, str] | None, without: Path | None = None) -> Dataset:

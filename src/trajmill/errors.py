@@ -66,6 +66,10 @@ class LoadError(TrajmillError):
     """A dataset cannot be loaded for training as asked."""
 
 
+class ModelError(TrajmillError):
+    """A model cannot be loaded, trained or asked, or what it said cannot be read."""
+
+
 class ViewError(TrajmillError):
     """A view of a dataset makes no sense."""
 

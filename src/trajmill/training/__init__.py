@@ -1,0 +1,1 @@
+"""Training and testing interatomic potentials on datasets."""

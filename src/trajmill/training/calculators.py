@@ -1,0 +1,53 @@
+"""Models by name: ASE calculators of potentials that are files, or that come with their packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from trajmill.errors import ModelError, require
+
+
+def calculator(name: str, *, device: str = "cpu") -> Any:
+    """Return the ASE calculator of a model.
+
+    Args:
+        name: `chgnet`, `sevennet` (weights that come with their packages), `mace:FILE` (a trained model, also one of
+            `trajmill train`), or `MODULE:CALLABLE`, called without arguments.
+        device: `cpu` or `cuda`, where the model takes it.
+
+    Raises:
+        ModelError: no such model or file, or it cannot be loaded.
+        MissingExtraError: its package is not installed.
+    """
+    kind, _, rest = name.partition(":")
+    try:
+        if kind in KNOWN:
+            return KNOWN[kind](rest, device)
+        if rest:
+            return getattr(import_module(kind), rest)()
+    except (ImportError, AttributeError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{name}: cannot be loaded ({type(error).__name__}: {error})") from error
+    raise ModelError(f"no model {name}; there are {', '.join(KNOWN)}, and MODULE:CALLABLE for any ASE calculator")
+
+
+def _mace(file: str, device: str) -> Any:
+    if not Path(file).is_file():
+        raise ModelError(f"mace:{file}: no such file; write mace: and the path of a model")
+    return require("mace.calculators", extra="mace").MACECalculator(
+        model_paths=file, device=device, default_dtype="float64"
+    )
+
+
+def _chgnet(_: str, device: str) -> Any:
+    return require("chgnet.model.dynamics", extra="chgnet").CHGNetCalculator(use_device=device)
+
+
+def _sevennet(name: str, device: str) -> Any:
+    return require("sevenn.calculator", extra="sevennet").SevenNetCalculator(name or "7net-0", device=device)
+
+
+KNOWN: dict[str, Callable[[str, str], Any]] = {"mace": _mace, "chgnet": _chgnet, "sevennet": _sevennet}
+"""Models that need a file or nothing but their name."""
