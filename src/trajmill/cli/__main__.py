@@ -1,0 +1,5 @@
+"""`python -m trajmill.cli`."""
+
+from trajmill.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""Models and datasets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trajmill.cli.common import app, wanted_of
+
+
+@app.command(rich_help_panel="Models")
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="chgnet, sevennet, mace:FILE, or MODULE:CALLABLE (ASE).")
+    ],
+    on: Annotated[list[str], typer.Option("--on", metavar="DATASET", help="Test set; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions, a row a frame, and tables.")],
+    where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
+    sample: Annotated[int | None, typer.Option(help="Draw so many whole trajectories of each test set.")] = None,
+    energy: Annotated[str, typer.Option(help="What models are held against: energy or energy_corrected.")] = "energy",
+    shift: Annotated[
+        str, typer.Option(help="none, or composition: a constant per element, fitted, is taken off the energies.")
+    ] = "none",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by", help="Also a table by source, functional, element, 'force range' or step; may be repeated."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Hold models against DFT: energies, forces, stresses. What was predicted before is not predicted again."""
+    from trajmill.report import RowProgress, print_paths
+    from trajmill.training.evaluation import evaluate as run
+
+    datasets = {address: wanted_of(address, where, None, None) for address in on}
+    if sample is not None:
+        datasets = {address: dataset.sample(sample) for address, dataset in datasets.items()}
+    with RowProgress("evaluate") as progress:
+        made = run(
+            models, datasets, out, energy=energy, shift=shift, by=by or [], device=device, report=progress.update
+        )
+    print_paths(made)
+    sys.stdout.write(made[0].read_text(encoding="utf-8"))
