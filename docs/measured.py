@@ -257,6 +257,14 @@ def leakage_recall() -> str:
     return table(head, [[str(r[key]) for key in keys] for r in rows])
 
 
+def figures_cost() -> str:
+    """Write what all figures of a dataset cost, and the report."""
+    head = ("frames", "columns", "what", "of it counting, s", "wall time, s", "peak memory, MB", "page, MB")
+    keys = ("schema", "what", "counted_s", "wall_s", "peak_mb", "megabytes")
+    rows = ([f"{r['frames']:,}", *(str(r.get(key, "")) for key in keys)] for r in _results("figures")["rows"])
+    return table(head, rows)
+
+
 def fetch_cost() -> str:
     """Write what fetching costs beside curl."""
     measured = _results("fetch")
@@ -264,6 +272,29 @@ def fetch_cost() -> str:
     rows = ([name, *(str(result[key]) for key in head)] for name, result in measured["ways"].items())
     what = f"{measured['gigabytes']:.2f} GB in {measured['files']} files, 4 at a time"
     return table((what, *head.values()), rows)
+
+
+def explorer() -> str:
+    """Write how long the explorer takes."""
+    found = _results("explore")
+    targets, browser, started = found["targets"], found["browser"], found["first_start"]
+    queries, trajectory = found["queries_ms"].values(), found["trajectory_ms"]
+    rows = [
+        ("frames, trajectories", f"{found['frames']:,}, {found['trajectories']:,}"),
+        ("Parquet files, index, MB", f"{found['files_mb']:,}, {found['index_mb']}"),
+        ("first start, index made, s", f"{started['start_s']} (CPU time {started['cpu_s']})"),
+        ("second start, s", str(found["second_start_s"])),
+        ("first page, all that it needs, ms", f"{found['first_page_ms']} (≤ {targets['first_page_ms']:,})"),
+        ("first page, until Chromium shows it, ms", f"{browser['first_page_ms']} (≤ {targets['first_page_ms']:,})"),
+        ("a page of what a filter matches, ms", f"{min(queries):.0f} to {max(queries):.0f}"),
+        (
+            "a trajectory out of the files, ms",
+            f"{trajectory['median']} (≤ {targets['trajectory_ms']}), {trajectory['most']} at most",
+        ),
+        ("a trajectory, until Chromium without a GPU has drawn it, ms", f"{browser['trajectory_ms']:,}"),
+        ("peak memory, index made / serving, MB", f"{started['peak_mb']} / {found['peak_mb']}"),
+    ]
+    return table(("what", "measured"), rows)
 
 
 def estimates() -> str:
@@ -296,7 +327,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "column-sizes": column_sizes,
     "encodings": encodings,
     "estimates": estimates,
+    "explorer": explorer,
     "fetch-cost": fetch_cost,
+    "figures-cost": figures_cost,
     "leakage-cost": leakage_cost,
     "leakage-recall": leakage_recall,
     "loading-flat": partial(loading, "flat", False),

@@ -88,7 +88,7 @@ def test_pages_link_to_pages_that_exist():
 
 def test_every_measurement_says_where_it_was_made():
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    expected = "builds columns compare fetch leakage loading log scaling soak stages".split()
+    expected = "builds columns compare fetch figures leakage loading log scaling soak stages".split()
     assert {f.stem for f in files} >= set(expected)
     for file in files:
         machine = json.loads(file.read_text("utf-8"))["machine"]

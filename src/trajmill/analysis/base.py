@@ -12,17 +12,13 @@ import pyarrow.compute as pc
 
 from trajmill.analysis import style
 from trajmill.dataset import Dataset
-from trajmill.errors import TrajmillError
+from trajmill.errors import FigureError, TrajmillError
 
 if TYPE_CHECKING:
     from matplotlib import figure as drawn
 
 Tables = Mapping[str, pa.Table]
 """The numbers of a figure, by label of the dataset."""
-
-
-class FigureError(TrajmillError):
-    """There is no such figure, or files that are not ours are in the way."""
 
 
 class NoFigureError(TrajmillError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,9 +17,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trajmill.analysis import style
-from trajmill.analysis.base import FigureError, Subject, Tables
+from trajmill.analysis.base import Subject, Tables
 from trajmill.analysis.numbers import Counts
-from trajmill.dataset import Dataset
+from trajmill.dataset import Dataset, _options
+from trajmill.errors import FigureError
 from trajmill.stores import shown
 from trajmill.uris import one_line
 
@@ -25,26 +28,27 @@ LISTING = "figures.json"
 """What says which files of a folder are ours, and what they show."""
 
 
-def subjects(addresses: Sequence[str | Path], stress: str | None = None) -> dict[str, Subject]:
+def subjects(addresses: Sequence[str | Path]) -> dict[str, Subject]:
     """Open datasets, and label each with the last part of its address, or all of it where that is another's too.
 
     Args:
-        addresses: of stores, releases and files, as `trajmill.open` takes them.
-        stress: unit of stress in files that do not say it.
+        addresses: of stores, releases and files, as `trajmill.open` takes them; options may follow.
 
     Raises:
         FigureError: the same dataset twice.
         TrajmillError: one cannot be opened.
     """
-    names = [shown(address).rstrip("/") for address in addresses]
-    if len(set(names)) < len(names):
-        raise FigureError("the same dataset twice; compare it with others")
-    ends = [name.rpartition("/")[2] for name in names]
-    labels = [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
-    return {
-        label: Subject(Dataset(address, stress=stress), address)
-        for label, address in zip(labels, addresses, strict=True)
-    }
+    named: dict[str, Subject] = {}
+    for address in addresses:
+        place, options = _options(address)
+        name = shown(place).rstrip("/") + ("?" + urlencode(options) if options else "")
+        if name in named:
+            raise FigureError(f"{name}: is there twice; compare it with others")
+        whole = not options.keys() - {"stress"}
+        named[name] = Subject(Dataset(address), place if whole else None)
+    ends = [re.sub(r"^[^?]*/", "", name) for name in named]
+    labels = [end if ends.count(end) == 1 else name for name, end in zip(named, ends, strict=True)]
+    return dict(zip(labels, named.values(), strict=True))
 
 
 def save(
@@ -83,12 +87,19 @@ def save(
             picture = figure.draw(tables)
             contents = (style.to_png(picture), style.to_svg(picture).encode(), *_tables(tables))
             for name, content in zip(names[figure.name], contents, strict=True):
-                (out / name).write_bytes(content)
+                write(out / name, content)
                 written.append(out / name)
         report(len(drawn), len(drawn))
     except OSError as error:
         raise FigureError(f"{out}: cannot be written ({one_line(error)})") from error
     return written
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write a file, which is there as a whole or not at all."""
+    written = file.with_name(f".{file.name}.tmp")
+    written.write_bytes(content)
+    written.replace(file)
 
 
 def _tables(tables: Tables) -> tuple[bytes, bytes]:
@@ -132,7 +143,7 @@ def _listing(out: Path, counts: Counts, files: Sequence[str], names: Mapping[str
         "left_out": counts.left_out,
         "files": list(files),
     }
-    (out / LISTING).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write(out / LISTING, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def summary(counts: Counts, where: Iterable[Path]) -> Iterator[str]:

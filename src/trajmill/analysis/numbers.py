@@ -2,13 +2,11 @@
 
 Three tables are made on the way, in a scratch file and in bounded memory, whatever the size of the dataset:
 
-| table | a row for | columns |
-| --- | --- | --- |
-| `frames` | a frame | trajectory, functional, source, formula, sites, stage, step, space_group (0 unknown), energy
-(eV/atom), above_final (eV/atom), max_force (eV/A), stress (a third of its trace, eV/A^3, positive under tension),
-volume (A^3) |
-| `stages` | a calculation of a trajectory | frames; first and last step, space group and volume |
-| `trajectories` | a trajectory | the same, and stages, all of its frames, its source, functional, formula and sites |
+- `frames`: trajectory, functional, source, formula, sites, stage, step, space_group (0 unknown), energy (eV),
+  above_final (eV/atom), max_force (eV/A), stress (a third of its trace, eV/A^3, positive under tension), volume (A^3).
+  `energies` is the same with `above_final` also where no column of the dataset says it.
+- `stages`, the calculations of trajectories: frames, and of the first and the last one step, space group and volume.
+- `trajectories`: the same, and their source, functional, formula, sites and number of stages.
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ FROM stages GROUP BY trajectory
 """
 
 _ABOVE = """
-SELECT frames.* EXCLUDE (above_final), frames.energy - trajectories.energy AS above_final
+SELECT frames.* EXCLUDE (above_final), (frames.energy - trajectories.energy) / frames.sites AS above_final
 FROM frames JOIN trajectories USING (trajectory)
 """
 """The energy above the final frame where no column says it."""
@@ -167,7 +165,7 @@ def _frames(dataset: Dataset) -> str:
            {known("relaxation_number", "relaxation_number", otherwise="0")}::INTEGER AS stage,
            {known("relaxation_step", "relaxation_step", otherwise="0")}::INTEGER AS step,
            coalesce({known("space_group_it_number", "space_group_it_number")}, 0)::INTEGER AS space_group,
-           {known("energy / nsites", "energy", "nsites")}::DOUBLE AS energy,
+           {known("energy", "energy")}::DOUBLE AS energy,
            {known("energy_above_final", "energy_above_final")}::DOUBLE AS above_final,
            {known("max_force", "max_force", otherwise=known(largest, "forces"))}::DOUBLE AS max_force,
            {known(_mean_stress(dataset), "stress_tensor")}::DOUBLE AS stress,

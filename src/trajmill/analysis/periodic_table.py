@@ -76,6 +76,8 @@ def _table(panel: Any, counts: dict[str, int], scale: Any, colours: Any) -> None
         panel.text(column + 0.47, row + (0.36 if n else 0.5), element, fontsize=6.2, **written)
         if n:
             panel.text(column + 0.47, row + 0.72, style.short(n), fontsize=4.2, **written)
+    for artist in (*panel.texts, *panel.patches):
+        artist.set_in_layout(False)  # they are within the panel, and measuring them takes seconds
     panel.set(xlim=(0.9, 19.05), ylim=(10.5, 0.9), aspect="equal")
     panel.set_axis_off()
 

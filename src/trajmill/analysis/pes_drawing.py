@@ -24,9 +24,10 @@ SHOWN = 200
 
 def save_figures(found: Surface, folder: Path) -> None:
     """Write all drawings: `contours` and `surface` as PNG and SVG, and `surface.html`."""
-    for name, figure in (("contours", contours(found)), ("surface", in_space(found))):
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=200)
+    with np.errstate(over="ignore"):  # of matplotlib's shading, now and then
+        for name, figure in (("contours", contours(found)), ("surface", in_space(found))):
+            for suffix in ("png", "svg"):
+                figure.savefig(folder / f"{name}.{suffix}", dpi=200)
     page(found, folder / "surface.html")
 
 

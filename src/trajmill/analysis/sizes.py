@@ -33,7 +33,7 @@ def _draw(tables: Tables) -> drawn.Figure:
         counts = _counts(line.table, "sites")
         edges, density = per_number(list(counts), list(counts.values()))
         steps = left.stairs(density, edges, color=line.colour, linestyle=line.dash, baseline=None)
-        steps.set_gid(f"line:{line.label}")
+        style.belongs(steps, line.label)
     left.set(xscale="log", yscale="log", xlabel="sites in the cell", ylabel="trajectories per number of sites")
     style.ticks(left.xaxis, counts=True)
     style.ticks(left.yaxis)

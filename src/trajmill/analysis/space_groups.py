@@ -54,12 +54,16 @@ def _draw(tables: Tables) -> drawn.Figure:
         unknown = table.filter(pc.equal(table["space_group"], 0))["last"][0].as_py()
         said = f"{pc.sum(known['last']).as_py():,} trajectories" + (f", {unknown:,} more unknown" if unknown else "")
         left.set_title(f"{label}: {said}" if len(tables) > 1 else said)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legends = [panel.get_legend_handles_labels() for panel in grid[:, 0]]
+    figure.legend(*max(legends, key=lambda its: len(its[1])), loc="outside lower center", ncols=4)
     return figure
 
 
 def _draw_groups(panel: Any, known: pa.Table, colours: dict[str, str]) -> None:
     groups, last, first = (known[name].to_numpy() for name in ("space_group", "last", "first"))
+    if not last.any():
+        style.empty(panel, "no known space group")
+        return
     of_system = np.array(known["crystal_system"].to_pylist())
     for system, colour in colours.items():
         its = (of_system == system) & (last > 0)

@@ -85,7 +85,7 @@ def draw_log(
             edges, density = _bins(line.table, sign, counted, lowest, known)
             if len(density):
                 steps = panel.stairs(density, edges, color=line.colour, linestyle=line.dash, baseline=None)
-                steps.set_gid(f"line:{line.label}")
+                style.belongs(steps, line.label)
         if not panel.patches:
             style.empty(panel, "none")
     row[0].set_ylabel(f"share of {counted} per decade")
@@ -96,7 +96,22 @@ def draw_log(
     if second is not None:
         for panel in row:
             _second_axis(panel, *second)
+    for panel, (_, sign) in zip(row, sides, strict=True):
+        _say_counts(panel, its, sign, counted, lowest, unit)
     return figure
+
+
+def _say_counts(panel: Any, its: Sequence[Line], sign: str, counted: str, lowest: float, unit: str) -> None:
+    """Lay an unseen strip over each bin, which says how many of each line are in it."""
+    said: dict[tuple[float, float], list[str]] = {}
+    for line in its:
+        known = pc.and_(pc.equal(line.table["sign"], sign), pc.greater_equal(line.table["low"], lowest))
+        bins = line.table.filter(known).group_by(["low", "high"]).aggregate([(counted, "sum")]).sort_by("low")
+        for low, high, n in zip(*(bins[name].to_pylist() for name in ("low", "high", f"{counted}_sum")), strict=True):
+            said.setdefault((low, high), []).append(f"{line.label} {n:,}")
+    for (low, high), counts in said.items():
+        strip = panel.axvspan(low, high, alpha=0, linewidth=0, zorder=5)
+        style.tip(strip, f"{low:.3g} to {high:.3g} {unit}: {', '.join(counts)} {counted}")
 
 
 def _align(row: Any, *, mirrored: bool) -> None:

@@ -55,6 +55,7 @@ RC = {
 }
 
 _TIP = re.compile(r'<g id="tip:([^"]*)">')
+_LINE = re.compile(r'<g id="line:([^"]*)">')
 
 
 @contextmanager
@@ -98,6 +99,11 @@ def tip(artist: Any, text: str) -> None:
     artist.set_gid(f"tip:{text}")
 
 
+def belongs(artist: Any, line: str) -> None:
+    """Say of which line an artist is a part, which a page may then hide."""
+    artist.set_gid(f"line:{line}")
+
+
 def short(n: float) -> str:
     """Write a count in few letters: 950, 1.2k, 12k, 3.4M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -119,7 +125,13 @@ def to_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with applied():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "trajmill"})
-    return _TIP.sub(lambda found: f"<g><title>{html.escape(html.unescape(found[1]))}</title>", buffer.getvalue())
+    named = _LINE.sub(r'<g class="line" data-line="\1">', buffer.getvalue())
+    return _TIP.sub(_titled, named)
+
+
+def _titled(found: re.Match[str]) -> str:
+    """Begin a group with a title, which the pointer finds also where nothing is painted."""
+    return f'<g pointer-events="all"><title>{html.escape(html.unescape(found[1]), quote=False)}</title>'
 
 
 def empty(panel: Any, text: str) -> None:

@@ -34,9 +34,11 @@ def numbers(subject: Subject) -> pa.Table:
     Raises:
         NoFigureError: nobody knows what was rejected, or frames are missing.
     """
-    if subject.address is not None and is_store(subject.address):
+    if subject.address is None:
+        raise NoFigureError("it is a part of a dataset, and what was rejected is counted for all of it")
+    if is_store(subject.address):
         return _of_store(subject.address)
-    manifest = subject.dataset.manifest if subject.address is not None else None
+    manifest = subject.dataset.manifest
     if manifest is None or "read" not in manifest:
         raise NoFigureError("what was rejected stands in a store or in a release's trajmill.json, and here is neither")
     return _of_release(manifest)
