@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
     from trajmill.splits import Split
+    from trajmill.training.relaxing import Summary
 
 PLAIN_EVERY = 30.0
 """Seconds between lines of progress when the output is no terminal."""
@@ -409,6 +410,21 @@ def print_converted(out: Path, converted: Converted, energy: str, e0s: Path | No
 def print_paths(made: Sequence[Path]) -> None:
     """Say what was written."""
     _print(*map(str, made))
+
+
+def print_relaxations(found: Summary, out: Path) -> None:
+    """Show how relaxations of a model went."""
+    rows = [
+        ("relaxations", f"{found.relaxations:,}"),
+        ("without an answer", f"{found.failed:,}"),
+        ("converged", f"{found.converged:.1%}"),
+        ("in DFT's structure", f"{found.matched:.1%}"),
+        ("distance of atoms, (V/n)^(1/3)", f"{found.rmsd:.4f}"),
+        ("energy MAE, meV/atom", f"{1000 * found.energy_mae:.1f}"),
+        ("steps", f"{found.steps:.0f}"),
+        ("in DFT's space group", f"{found.space_group_kept:.1%}"),
+    ]
+    _print(_table(str(out), ("what", "of the model"), rows))
 
 
 def print_verdicts(found: Sequence[Verdict]) -> bool:

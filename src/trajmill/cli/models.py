@@ -45,3 +45,33 @@ def evaluate(
         )
     print_paths(made)
     sys.stdout.write(made[0].read_text(encoding="utf-8"))
+
+
+@app.command(rich_help_panel="Models")
+def relax(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for evaluate.")],
+    on: Annotated[
+        str, typer.Option("--on", metavar="DATASET", help="Trajectories whose first geometries are relaxed.")
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to make, a row a relaxation.")],
+    where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
+    sample: Annotated[int | None, typer.Option(help="Draw so many whole trajectories.")] = None,
+    fmax: Annotated[float, typer.Option(help="eV/A that forces are to fall below.")] = 0.02,
+    steps: Annotated[int, typer.Option(help="At most.")] = 500,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Relax by a model from where DFT's relaxations began, and hold the end against DFT's (IS2RS, IS2RE)."""
+    from trajmill.report import RowProgress, print_relaxations
+    from trajmill.training.calculators import calculator
+    from trajmill.training.relaxing import relax as run
+
+    wanted = wanted_of(on, where, None)
+    if sample is not None:
+        wanted = wanted.sample(sample)
+    total = len(wanted.trajectory_ids())
+    with RowProgress("relax") as progress:
+        found = run(
+            wanted, calculator(model, device=device), out, fmax=fmax, steps=steps,
+            report=lambda done: progress.update(done, total),
+        )  # fmt: skip
+    print_relaxations(found, out)

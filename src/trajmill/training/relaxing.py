@@ -1,0 +1,198 @@
+"""Relaxations by a model, from where DFT's began: do they end where DFT's do (IS2RS), and as low (IS2RE)?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trajmill.dataset import Dataset
+from trajmill.errors import ModelError, require
+from trajmill.matching import Geometry, to_structure
+from trajmill.trajectory import FloatArray
+from trajmill.views import Geometry as Cell
+from trajmill.views import relaxations
+
+FMAX, STEPS = 0.02, 500
+"""eV/A that forces (and the stress, times the cell) are to fall below, and steps that are allowed."""
+
+SYMPREC = 1e-2
+"""A; how symmetric a relaxed cell must be: models and optimisers leave more noise than DFT."""
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """What became of a relaxation.
+
+    Attributes:
+        trajectory_id: of DFT's.
+        converged: whether forces and stress fell below the limit in the steps that were allowed.
+        steps: that it took.
+        energy_error: the model's energy at its own end less DFT's at its own, eV/atom.
+        rmsd: root mean square distance of atoms to DFT's final structure, in units of (volume per atom)^(1/3), by
+            pymatgen's StructureMatcher; None where it takes the two for different structures.
+        volume_change: of the model's final cell beside DFT's, as a share.
+        space_group, space_group_dft: at the end, by moyopy with a tolerance of `SYMPREC`.
+        failure: why there is no relaxation; None where there is.
+    """
+
+    trajectory_id: str
+    converged: bool
+    steps: int
+    energy_error: float | None = None
+    rmsd: float | None = None
+    volume_change: float | None = None
+    space_group: int | None = None
+    space_group_dft: int | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All relaxations of a model on a dataset.
+
+    Attributes:
+        relaxations: how many were tried.
+        failed: of which the model could say nothing.
+        converged: share of the others that converged.
+        matched: share of the others that end in DFT's structure.
+        rmsd: mean of those, in units of (volume per atom)^(1/3).
+        energy_mae: eV/atom.
+        steps: mean.
+        space_group_kept: share that end in the space group of DFT's end.
+    """
+
+    relaxations: int
+    failed: int
+    converged: float
+    matched: float
+    rmsd: float
+    energy_mae: float
+    steps: float
+    space_group_kept: float
+
+
+def relax(
+    dataset: Dataset,
+    model: Any,
+    out: Path,
+    *,
+    inputs: Dataset | None = None,
+    fmax: float = FMAX,
+    steps: int = STEPS,
+    report: Report = lambda _: None,
+) -> Summary:
+    """Relax every first geometry, cell and positions, by ASE's FIRE, and hold the end against DFT's.
+
+    Args:
+        dataset: whole trajectories.
+        model: an ASE calculator.
+        out: Parquet file to make, a row a relaxation.
+        inputs: geometries without labels that relaxations began with; see `trajmill.views.relaxations`.
+        fmax: eV/A.
+        steps: at most.
+        report: told relaxations done so far.
+
+    Raises:
+        ModelError: the file cannot be written, or there is nothing to relax.
+    """
+    found = []
+    for relaxed in _all(dataset, model, inputs, fmax, steps):
+        found.append(relaxed)
+        report(len(found))
+    if not found:
+        raise ModelError("no trajectory has a first and a last geometry; there is nothing to relax")
+    try:
+        pq.write_table(pa.Table.from_pylist([asdict(r) for r in found], _SCHEMA), out)
+    except OSError as error:
+        raise ModelError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return summary(found)
+
+
+_SCHEMA = pa.schema(
+    [
+        ("trajectory_id", pa.string()), ("converged", pa.bool_()), ("steps", pa.int32()),
+        ("energy_error", pa.float64()), ("rmsd", pa.float64()), ("volume_change", pa.float64()),
+        ("space_group", pa.int32()), ("space_group_dft", pa.int32()), ("failure", pa.string()),
+    ]
+)  # fmt: skip
+
+
+def summary(found: list[Relaxed]) -> Summary:
+    """Sum relaxations up; shares are of those that the model could do."""
+    done = [r for r in found if r.failure is None]
+
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values)) if values else math.nan
+
+    matched = [r.rmsd for r in done if r.rmsd is not None]
+    return Summary(
+        relaxations=len(found),
+        failed=len(found) - len(done),
+        converged=mean([float(r.converged) for r in done]),
+        matched=len(matched) / len(done) if done else math.nan,
+        rmsd=mean(matched),
+        energy_mae=mean([abs(r.energy_error) for r in done if r.energy_error is not None]),
+        steps=mean([float(r.steps) for r in done]),
+        space_group_kept=mean([float(r.space_group == r.space_group_dft) for r in done]),
+    )
+
+
+def _all(dataset: Dataset, model: Any, inputs: Dataset | None, fmax: float, steps: int) -> Iterator[Relaxed]:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    matcher = StructureMatcher()
+    for r in relaxations(dataset, inputs):
+        try:
+            end, energy, n, converged = _run(model, r.first, fmax, steps)
+        except Exception as error:  # noqa: BLE001 (models raise anything)
+            yield Relaxed(r.id, converged=False, steps=0, failure=f"{type(error).__name__}: {error}"[:300])
+            continue
+        last: Geometry = (r.last.lattice, r.last.positions, r.last.numbers)
+        distances = matcher.get_rms_dist(to_structure(end), to_structure(last))
+        volume, volume_dft = (abs(float(np.linalg.det(lattice))) for lattice, *_ in (end, last))
+        yield Relaxed(
+            r.id,
+            converged=converged,
+            steps=n,
+            energy_error=(energy - r.energy) / len(r.last.numbers),
+            rmsd=None if distances is None else float(distances[0]),
+            volume_change=volume / volume_dft - 1,
+            space_group=_space_group(end),
+            space_group_dft=_space_group(last),
+        )
+
+
+def _run(model: Any, first: Cell, fmax: float, steps: int) -> tuple[Geometry, float, int, bool]:
+    """Relax one geometry; return where it ends, its energy, the steps it took, and whether it converged."""
+    ase = require("ase", extra="ase")
+    fire = require("ase.optimize", extra="ase").FIRE
+    cell_too = require("ase.filters", extra="ase").FrechetCellFilter
+    atoms = ase.Atoms(numbers=first.numbers, positions=first.positions, cell=first.lattice, pbc=True)
+    atoms.calc = model
+    optimiser = fire(cell_too(atoms), logfile=None)
+    converged = bool(optimiser.run(fmax=fmax, steps=steps))
+    energy = float(atoms.get_potential_energy())
+    if not (math.isfinite(energy) and np.isfinite(atoms.positions).all()):
+        raise ValueError("the relaxation ran away")
+    lattice: FloatArray = np.array(atoms.cell[:])
+    return (lattice, atoms.positions.copy(), first.numbers), energy, int(optimiser.nsteps), converged
+
+
+def _space_group(geometry: Geometry) -> int | None:
+    import moyopy
+
+    lattice, positions, numbers = geometry
+    cell = moyopy.Cell(lattice.tolist(), np.linalg.solve(lattice.T, positions.T).T.tolist(), numbers.tolist())
+    try:
+        return int(moyopy.MoyoDataset(cell, symprec=SYMPREC).number)
+    except ValueError:
+        return None
