@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
     from trajmill.splits import Split
+    from trajmill.training.mace import Epoch
     from trajmill.training.relaxing import Summary
 
 PLAIN_EVERY = 30.0
@@ -410,6 +411,14 @@ def print_converted(out: Path, converted: Converted, energy: str, e0s: Path | No
 def print_paths(made: Sequence[Path]) -> None:
     """Say what was written."""
     _print(*map(str, made))
+
+
+def print_epoch(epoch: Epoch) -> None:
+    """Say on standard error how a training went so far: a line after each epoch."""
+    stress = "" if epoch.stress_rmse is None else f", stress {1000 * epoch.stress_rmse:.2f} meV/A^3"
+    when = "before the first" if epoch.number is None else str(epoch.number)
+    errors = f"energy {1000 * epoch.energy_rmse:.1f} meV/atom, forces {1000 * epoch.force_rmse:.1f} meV/A{stress}"
+    sys.stderr.write(f"epoch {when}: loss {epoch.loss:.5g}; root mean square errors: {errors}\n")
 
 
 def print_relaxations(found: Summary, out: Path) -> None:

@@ -12,6 +12,35 @@ from trajmill.cli.common import app, wanted_of
 
 
 @app.command(rich_help_panel="Models")
+def train(
+    recipe: Annotated[str, typer.Argument(help="TOML file, or lemat-stage1, lemat-stage2, lemat-finetune.")],
+    on: Annotated[str, typer.Option("--on", metavar="DATASET", help="What is trained on.")],
+    part: Annotated[
+        tuple[Path, str, str], typer.Option("--split", metavar="SPLIT TRAIN VAL", help="A split and two of its parts.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for files, checkpoints and the model. Run again to go on.")],
+    where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
+    foundation: Annotated[Path | None, typer.Option(help="Model whose weights training starts from.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes that write files and load them.")] = 1,
+) -> None:
+    """Train a MACE model on a part of a dataset, validated on another."""
+    from trajmill.report import print_epoch, print_paths
+    from trajmill.splits import Split
+    from trajmill.training.mace import train as run
+    from trajmill.training.recipes import load
+
+    chosen = load(recipe, foundation=foundation, epochs=epochs)
+    file, *parts = part
+    model = run(
+        wanted_of(on, where, None), Split.load(file), out, chosen, parts=(parts[0], parts[1]), device=device,
+        workers=workers, report=print_epoch,
+    )  # fmt: skip
+    print_paths([model])
+
+
+@app.command(rich_help_panel="Models")
 def evaluate(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="chgnet, sevennet, mace:FILE, or MODULE:CALLABLE (ASE).")

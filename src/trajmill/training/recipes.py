@@ -1,0 +1,106 @@
+"""Recipes of trainings: what is trained, for how long, on what. Checked before anything is computed."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from trajmill.errors import ModelError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Weights(NamedTuple):
+    """Of energies, forces and stresses in the loss."""
+
+    energy: float
+    forces: float
+    stress: float
+
+
+class Architecture(_Section):
+    """Of MACE."""
+
+    r_max: float = Field(6.0, gt=0, description="A, cut-off")
+    num_channels: int = Field(128, ge=1)
+    max_L: int = Field(1, ge=0)  # noqa: N815 (MACE's names)
+    max_ell: int = Field(3, ge=0)
+    correlation: int = Field(3, ge=1)
+    num_interactions: int = Field(2, ge=1)
+    num_radial_basis: int = Field(8, ge=1)
+
+
+class StageTwo(_Section):
+    """From some epoch on, other weights."""
+
+    start: int = Field(ge=1, description="epoch, from 0")
+    weights: Weights = Weights(100.0, 100.0, 1.0)
+    lr: float = Field(8e-4, gt=0)
+
+
+class TrainingRecipe(_Section):
+    """A training with MACE. Defaults are those of the LeMat-Traj paper's first stage."""
+
+    name: str = Field("model", pattern=r"^[A-Za-z0-9_-]+$")
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(8e-4, gt=0, description="constant")
+    weights: Weights = Weights(1.0, 10.0, 1.0)
+    stage_two: StageTwo | None = None
+    foundation: Path | None = Field(None, description="model whose weights training starts from")
+    energy: Literal["energy", "energy_corrected"] = "energy"
+    seed: int = 0
+    dtype: Literal["float32", "float64"] = "float32"
+    model: Architecture = Architecture()
+
+    @field_validator("foundation")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"{path} is not there")
+        return path
+
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "lemat-stage1": {"name": "stage1", "weights": [1, 10, 1]},
+    "lemat-stage2": {"name": "stage2", "weights": [100, 100, 1]},
+    "lemat-finetune": {"name": "finetuned", "weights": [1, 100, 1]},
+}
+"""Those of the LeMat-Traj paper. The second goes on from a model of the first, the third from one of other data: both
+need a `foundation`."""
+
+NEED_FOUNDATION = ("lemat-stage2", "lemat-finetune")
+
+
+def load(name: str, **changes: Any) -> TrainingRecipe:
+    """Read a recipe.
+
+    Args:
+        name: a TOML file, or one of `BUILT_IN`.
+        changes: keys that override it; None leaves them.
+
+    Raises:
+        ModelError: there is none, or it makes no sense.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        content = BUILT_IN[name] if name in BUILT_IN else tomllib.loads(Path(name).read_text(encoding="utf-8"))
+        recipe = TrainingRecipe(**{**content, **given})
+    except FileNotFoundError as error:
+        raise ModelError(f"no recipe {name}; there are {', '.join(BUILT_IN)}, or name a TOML file") from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ModelError(f"{name}: cannot be read ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{name}: {place}: {first['msg']}") from error
+    if name in NEED_FOUNDATION and recipe.foundation is None:
+        raise ModelError(f"{name}: say which model it goes on from (--foundation FILE)")
+    if recipe.stage_two and recipe.stage_two.start >= recipe.epochs:
+        raise ModelError(f"{name}: stage_two.start: there are but {recipe.epochs} epochs")
+    return recipe
