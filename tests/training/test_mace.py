@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from ase.calculators.emt import EMT
 
 import trajmill
 from factories import make_store, make_trajectory
+from making import DATA
 from trajmill.errors import ModelError
 from trajmill.splits import Split, split
 from trajmill.training.evaluation import evaluate
@@ -150,6 +152,13 @@ def test_a_bad_recipe_is_refused_before_anything_is_computed(tmp_path, text, rea
     (tmp_path / "recipe.toml").write_text(text)
     with pytest.raises(ModelError, match=reason):
         load(str(tmp_path / "recipe.toml"))
+
+
+def test_the_recipe_of_the_page_on_training(tmp_path):
+    page = (DATA.parents[1] / "docs/use/train.md").read_text("utf-8")
+    (tmp_path / "small.toml").write_text(re.search(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1])
+    found = load(str(tmp_path / "small.toml"))
+    assert (found.name, found.stage_two.start, found.model.r_max) == ("small", 40, 5.0)
 
 
 def test_recipes_that_are_none():
