@@ -141,6 +141,7 @@ def test_lemat_traj_is_what_a_release_is(dataset, runs, tmp_path):
     assert pq.read_table(tmp_path / "y.parquet").equals(pq.read_table(tmp_path / "x.parquet")), "converted once"
 
 
+@pytest.mark.filterwarnings("ignore:gcd is deprecated")  # pymatgen's own, before 2026
 def test_cif(dataset, runs, tmp_path):
     from pymatgen.io.cif import CifParser
 
