@@ -170,3 +170,11 @@ def test_a_hub_that_fails_at_once_is_said_in_a_line(hub, run):
         hub.heal()
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "the Hub cannot be read" in result.stderr
+
+
+def test_a_folder_is_written_from_the_hub(run, tmp_path):
+    command = ("-m", "trajmill.cli", "convert", "hf://datasets/me/ours", str(tmp_path / "train"), "--to", "cif")
+    for _ in range(2):  # the second finds all done
+        result = run(*command)
+        assert result.returncode == 0, result.stderr
+        assert "9 frames written" in result.stdout

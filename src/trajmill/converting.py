@@ -238,7 +238,8 @@ def _grouped(pieces: Pieces, per_file: int) -> Iterator[tuple[int, ...]]:
 
 def _digest(pieces: Pieces, per_file: int) -> str:
     """Return what tells what files are made of from anything else."""
-    files = {(str(p.file), p.file.stat().st_size, p.file.stat().st_mtime_ns) for p in pieces.pieces}
+    status = {str(file): file.stat() for file in dict.fromkeys(p.file for p in pieces.pieces)}
+    files = [(name, s.st_size, s.st_mtime_ns) for name, s in status.items()]
     ids = None if pieces.wanted.ids is None else pieces.wanted.ids.to_pylist()
     said = json.dumps([sorted(files), pieces.wanted.conditions, ids, per_file])
     return hashlib.sha256(said.encode()).hexdigest()

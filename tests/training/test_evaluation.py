@@ -121,6 +121,14 @@ def test_corrected_energies(dataset, predicted):
     assert score(errors)["energy_mae"].value > 100, "half an eV a cell in these"
 
 
+def test_frames_without_the_energy_are_counted(dataset, tmp_path):
+    make_store(tmp_path / "store", [make_trajectory("mp-1"), make_trajectory("mp-2", energy_corrected=None)])
+    some = trajmill.open(tmp_path / "store")
+    evaluate(["training.offsets:perfect"], {"some": some}, tmp_path / "out", energy="energy_corrected")
+    row = (tmp_path / "out/frames.md").read_text().splitlines()[2]
+    assert [cell.strip() for cell in row.split("|")][3:6] == ["0", "3", "3"], "three that the model does not know"
+
+
 def test_tables_of_models_and_test_sets(dataset, tmp_path):
     models = ["training.offsets:perfect", "training.offsets:wrong"]
     datasets = {"all": dataset, "mp": dataset.filter('source = "mp"')}

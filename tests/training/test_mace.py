@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 import trajmill
 from factories import make_store, make_trajectory
 from making import DATA
-from trajmill.errors import ModelError
+from trajmill.errors import MissingExtraError, ModelError
 from trajmill.splits import Split, split
 from trajmill.training.evaluation import evaluate
 from trajmill.training.mace import arguments, epochs, train
@@ -176,3 +176,10 @@ def test_elements_that_are_only_validated_with_are_refused(tmp_path):
     with pytest.raises(ModelError, match="val has Fe, which train has not"):
         train(other, parts, tmp_path / "run", recipe())
     assert not list(epochs(tmp_path / "run", recipe()))
+
+
+def test_without_mace_the_extra_is_named(data, tmp_path, monkeypatch):
+    dataset, parts, _ = data
+    monkeypatch.setattr("trajmill.training.mace.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"trajmill\[mace\]"):
+        train(dataset, parts, tmp_path / "run", recipe())

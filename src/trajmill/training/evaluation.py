@@ -72,7 +72,8 @@ def evaluate(
             done += sizes[name]
             report(done, total)
             found[model, name] = errors_of(file, shift=shift)
-    return _write(found, out, energy, shift, by)
+    without = {name: sizes[name] - len(found[models[0], name]) - found[models[0], name].failed for name in datasets}
+    return _write(found, out, energy, shift, by, without)
 
 
 def _on(report: Report, before: int, total: int, done: int) -> None:
@@ -86,7 +87,12 @@ def _check(energy: str, shift: str, by: Sequence[str]) -> None:
 
 
 def _write(
-    found: Mapping[tuple[str, str], Errors], out: Path, energy: str, shift: str, by: Sequence[str]
+    found: Mapping[tuple[str, str], Errors],
+    out: Path,
+    energy: str,
+    shift: str,
+    by: Sequence[str],
+    without: Mapping[str, int],
 ) -> list[Path]:
     """Write the tables."""
     scores = {key: score(errors) for key, errors in found.items()}
@@ -94,8 +100,20 @@ def _write(
     for suffix, form in FORMATS.items():
         made.append(out / f"scores.{suffix}")
         made[-1].write_text(form(scores), encoding="utf-8")
-    rows = [[*key, f"{len(e):,}", f"{e.failed:,}", f"{e.undefined:,}", energy, shift] for key, e in found.items()]
-    head = ("model", "test set", "frames", "no answer", "atoms without an angle", "energy", "shift of energies")
+    rows = [
+        [*key, f"{len(e):,}", f"{without[key[1]]:,}", f"{e.failed:,}", f"{e.undefined:,}", energy, shift]
+        for key, e in found.items()
+    ]
+    head = (
+        "model",
+        "test set",
+        "frames",
+        "without an energy",
+        "no answer",
+        "atoms without an angle",
+        "energy",
+        "shift of energies",
+    )
     made.append(out / "frames.md")
     made[-1].write_text(markdown(head, rows), encoding="utf-8")
     for name in by:

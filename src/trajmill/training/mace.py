@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from trajmill.converting import convert, reference_energies, write_e0s
 from trajmill.dataset import Dataset
 from trajmill.elements import NUMBERS
-from trajmill.errors import ModelError, require
+from trajmill.errors import MissingExtraError, ModelError
 from trajmill.splits import Split
 from trajmill.training.recipes import TrainingRecipe
 
@@ -82,7 +83,8 @@ def train(
         SplitError: the split is of other data.
         MissingExtraError: MACE is not installed (extra `mace`).
     """
-    require("importlib.metadata", extra="mace").version("mace-torch")
+    if find_spec("mace") is None:  # importing it here would change how torch loads files
+        raise MissingExtraError("mace is not installed: pip install 'trajmill[mace]'")
     train_set, valid_set = (split.of(dataset, part) for part in parts)
     elements = _elements(train_set)
     if new := _elements(valid_set) - elements:
