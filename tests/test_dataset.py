@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -294,3 +295,17 @@ def test_options_may_follow_an_address(tmp_path):
         trajmill.open(f"{tmp_path}/out?spilt=train")
     with pytest.raises(ReleaseError, match="no option anything"):
         trajmill.open(f"{tmp_path}/out?anything")
+
+
+def test_a_digest_tells_frames_and_energies_whatever_their_order(tmp_path):
+    runs = [make_trajectory(f"mp-{i}", n_frames=3) for i in range(4)]
+    for name, those in {"a": runs, "b": runs[::-1], "fewer": runs[1:]}.items():
+        make_store(tmp_path / name, those)
+    other = [replace(runs[0], energy=runs[0].energy + 1e-9), *runs[1:]]
+    make_store(tmp_path / "other", other)
+    digests = {name: trajmill.open(tmp_path / name).digest() for name in ("a", "b", "fewer", "other")}
+    assert digests["a"] == digests["b"]
+    assert len(set(digests.values())) == 3
+    assert trajmill.open(tmp_path / "a").digest("energy_corrected") == trajmill.open(tmp_path / "other").digest(
+        "energy_corrected"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,9 +15,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import trajmill
 from factories import make_store, make_trajectory
 from trajmill.errors import FilterError, LoadError
-from trajmill.mace_data import ToAtomicData
+from trajmill.mace_data import ToGraphs
 from trajmill.thinning import every
 from trajmill.torch_data import Batch, Frame, FrameStream, FrameTable, collate
+from trajmill.units import to_voigt
 
 
 @pytest.fixture(scope="module")
@@ -195,19 +196,67 @@ def test_what_makes_no_sense_is_refused(dataset):
         FrameTable(dataset.filter("nsites = 77"))
 
 
-def test_mace_takes_them(dataset, truth):
-    with warnings.catch_warnings():  # what torch and e3nn warn of is theirs
-        warnings.simplefilter("ignore")
-        from mace.tools.torch_geometric.dataloader import DataLoader as MaceLoader
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_batches_are_counted_before_they_come(dataset, even, ranks, workers, drop_last):
+    for rank in range(ranks):
+        stream = FrameStream(
+            dataset, batch_size=7, rank=rank, world_size=ranks, even=even, drop_last=drop_last, window=20
+        )
+        found = list(DataLoader(stream, batch_size=None, num_workers=workers if workers > 1 else 0))
+        assert len(found) == stream.n_batches(workers)
 
-        stream = FrameStream(dataset, transform=ToAtomicData(cutoff=5.0, elements=(8, 11, 17)), shuffle=False)
-        first = next(iter(MaceLoader(stream, batch_size=4, num_workers=2)))
-    expected = list(truth.values())[:4]
-    np.testing.assert_allclose(first.energy, [e[3] for e in expected], rtol=1e-6)
-    np.testing.assert_allclose(first.positions, np.concatenate([e[1] for e in expected]), atol=1e-5)
-    np.testing.assert_allclose(first.stress, np.array([e[5] for e in expected]), atol=1e-6)
-    assert first.node_attrs.shape[1] == 3
-    assert first.edge_index.shape[1] > 10
-    assert first.stress_weight.tolist() == [1] * 4
-    with pytest.raises((ValueError, KeyError)):
-        next(iter(FrameStream(dataset, transform=ToAtomicData(cutoff=5.0, elements=(8, 11)))))
+
+@pytest.mark.filterwarnings("ignore")  # torch's and e3nn's of each other
+class TestGraphs:
+    """Beside MACE's own, made frame by frame."""
+
+    ELEMENTS = (8, 11, 17)
+
+    def test_they_are_those_that_mace_makes(self, dataset, truth):
+        from mace.data import AtomicData, Configuration
+        from mace.tools import AtomicNumberTable, torch_geometric
+
+        expected = [
+            AtomicData.from_config(
+                Configuration(
+                    atomic_numbers=numbers, positions=positions, cell=lattice, pbc=(True, True, True),
+                    properties={"energy": energy, "forces": forces, "stress": to_voigt(stress)},
+                    property_weights={"energy": 1.0, "forces": 1.0, "stress": 1.0},
+                ),
+                z_table=AtomicNumberTable(list(self.ELEMENTS)), cutoff=5.0, heads=["Default"],
+            )
+            for numbers, positions, lattice, energy, forces, stress in list(truth.values())[:32]
+        ]  # fmt: skip
+        theirs = torch_geometric.Batch.from_data_list(expected)
+        ours = next(iter(FrameStream(dataset, batch_size=32, shuffle=False, transform=ToGraphs(5.0, self.ELEMENTS))))
+        assert ours.num_graphs == theirs.num_graphs == 32
+        for name, value in ours.to_dict().items():
+            assert value.dtype == theirs[name].dtype, name
+            assert value.shape == theirs[name].shape, name
+            if name not in ("edge_index", "shifts", "unit_shifts"):
+                np.testing.assert_allclose(value, theirs[name], rtol=1e-6, atol=1e-6, err_msg=name)
+
+        def edges(graphs):
+            return sorted(map(tuple, torch.cat([graphs.edge_index.T, graphs.shifts.round(decimals=3)], 1).tolist()))
+
+        assert edges(ours) == edges(theirs)
+
+    def test_workers_make_them_and_a_label_that_is_not_known_weighs_nothing(self, tmp_path):
+        known, other = make_trajectory("mp-1", n_frames=2), make_trajectory("mp-2", n_frames=2)
+        other = replace(other, stress=np.full_like(other.stress, np.nan))
+        make_store(tmp_path / "store", [known, other])
+        stream = FrameStream(
+            trajmill.open(tmp_path / "store"), batch_size=4, shuffle=False, energy="energy_corrected",
+            transform=ToGraphs(5.0, sorted({*known.numbers.tolist()})),
+        )  # fmt: skip
+        (graphs,) = DataLoader(stream, batch_size=None, num_workers=1)
+        assert graphs.stress_weight.tolist() == [1, 1, 0, 0]
+        assert graphs.energy_weight.tolist() == graphs.forces_weight.tolist() == [1] * 4
+        assert not graphs.stress[2:].any()
+        np.testing.assert_allclose(graphs.energy[:2], known.energy_corrected, rtol=1e-6)
+
+    def test_an_element_that_the_model_does_not_know(self, dataset):
+        with pytest.raises(LoadError, match="does not know element 17"):
+            next(iter(FrameStream(dataset, batch_size=4, transform=ToGraphs(5.0, (8, 11)))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
@@ -257,6 +258,18 @@ class Dataset:
         if self._wanted.everything:
             return self._rows.count()
         return int(self.ask("SELECT count(*) AS n FROM wanted")["n"][0].as_py())
+
+    def digest(self, energy: str = "energy") -> str:
+        """Return what tells these frames and their energies from others, in whatever order they lie.
+
+        Args:
+            energy: which energy, `energy` or `energy_corrected`.
+        """
+        found = self.ask(
+            f"SELECT count(*) AS n, bit_xor(md5_number(concat_ws(' ', id, \"{energy}\")))::VARCHAR AS x FROM wanted"
+        )
+        n, bits = found["n"][0].as_py(), found["x"][0].as_py()
+        return hashlib.sha256(f"{n} {bits}".encode()).hexdigest()
 
     def batches(self, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Stream rows as Arrow record batches, in stored order.

@@ -1,4 +1,4 @@
-"""Frames as MACE's AtomicData: `FrameStream(dataset, transform=ToAtomicData(...))` with MACE's own DataLoader.
+"""Batches of frames as MACE's graphs: `FrameStream(dataset, batch_size=128, transform=ToGraphs(...))`.
 
 Extra `mace`. Importing MACE has torch load pickled code again without being asked to (`torch.load` without
 `weights_only`), for the whole process: do not open files of strangers in it.
@@ -11,55 +11,111 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from trajmill.errors import require
-from trajmill.units import to_voigt
+from trajmill.errors import LoadError, require
+from trajmill.trajectory import FloatArray
 
 if TYPE_CHECKING:
-    from trajmill.torch_data import Frame
+    from trajmill.torch_data import Batch
+
+_UNKNOWN = -1
 
 
 @dataclass(frozen=True)
-class ToAtomicData:
-    """Makes a frame what MACE trains on, with its neighbours; travels to workers.
+class ToGraphs:
+    """Makes a batch of frames what MACE trains on, with all neighbours; travels to workers.
 
-    Energies, forces and stresses are in eV, eV/A and eV/A^3, as MACE takes them. A label that is not known weighs
-    nothing. Numbers are of torch's default type, as MACE makes them.
+    The graphs are those of MACE's own `AtomicData` and its collater, made for a batch at once: one object and a few
+    tensors, where theirs are 30 for each frame. Energies, forces and stresses are in eV, eV/A and eV/A^3, as MACE takes
+    them. A label that is not known is 0 and weighs nothing.
 
     Attributes:
         cutoff: A, the model's `r_max`.
         elements: atomic numbers that the model knows, ascending.
-        head: name of the frames' head.
-        heads: names of all heads of the model.
+        dtype: of numbers; None takes torch's default type, as MACE does.
     """
 
     cutoff: float
     elements: Sequence[int]
-    head: str = "Default"
-    heads: Sequence[str] = ("Default",)
+    dtype: torch.dtype | None = None
 
-    def __call__(self, frame: Frame) -> Any:
-        """Return a `mace.data.AtomicData`.
+    def __call__(self, batch: Batch) -> Any:
+        """Return a `mace.tools.torch_geometric.Batch`.
 
         Raises:
             MissingExtraError: MACE is not installed (extra `mace`).
-            ValueError: the frame has an element that the model does not know.
+            LoadError: the batch has an element that the model does not know.
         """
-        data = require("mace.data", extra="mace")
-        table = require("mace.tools", extra="mace").AtomicNumberTable(list(self.elements))
-        labels = {
-            "energy": frame.energy.item(),
-            "forces": frame.forces.numpy(),
-            "stress": to_voigt(frame.stress.numpy()),
-        }
-        known = {name: bool(np.isfinite(value).all()) for name, value in labels.items()}
-        configuration = data.Configuration(
-            atomic_numbers=frame.numbers.numpy(),
-            positions=frame.positions.numpy(),
-            properties={name: value for name, value in labels.items() if known[name]},
-            property_weights={name: float(is_known) for name, is_known in known.items()},
-            cell=frame.lattice.numpy(),
-            pbc=(True, True, True),
-            head=self.head,
+        graphs = require("mace.tools.torch_geometric", extra="mace").Batch
+        dtype = self.dtype or torch.get_default_dtype()
+        n = len(batch.ids)
+        ends = np.concatenate([[0], np.cumsum(np.bincount(batch.frame.numpy(), minlength=n))])
+        edges, unit_shifts, owner = neighbours(batch, ends, self.cutoff)
+        shifts = np.einsum("ei,eij->ej", unit_shifts, batch.lattice.numpy()[owner])
+        energy, energy_weight = _known(batch.energy, dtype)
+        stress, stress_weight = _known(batch.stress, dtype)
+        forces, _ = _known(batch.forces, dtype)
+        lost = np.add.reduceat(~np.isfinite(batch.forces.numpy()).all(axis=1), ends[:-1])
+        return graphs(
+            batch=batch.frame,
+            ptr=torch.from_numpy(ends),
+            edge_index=torch.from_numpy(edges),
+            shifts=torch.from_numpy(shifts).to(dtype),
+            unit_shifts=torch.from_numpy(unit_shifts).to(dtype),
+            positions=batch.positions.to(dtype),
+            cell=batch.lattice.reshape(-1, 3).to(dtype),
+            node_attrs=self._one_hot(batch.numbers.numpy(), dtype),
+            head=torch.zeros(n, dtype=torch.int64),
+            weight=torch.ones(n, dtype=dtype),
+            energy=energy,
+            forces=forces,
+            stress=stress,
+            energy_weight=energy_weight,
+            forces_weight=torch.from_numpy(lost == 0).to(dtype),
+            stress_weight=stress_weight,
+            virials=None,  # MACE asks whether there are any
         )
-        return data.AtomicData.from_config(configuration, z_table=table, cutoff=self.cutoff, heads=list(self.heads))
+
+    def _one_hot(self, numbers: NDArray[np.int64], dtype: torch.dtype) -> torch.Tensor:
+        place = np.full(max(*self.elements, numbers.max()) + 1, _UNKNOWN)
+        place[list(self.elements)] = np.arange(len(self.elements))
+        index = place[numbers]
+        if (index == _UNKNOWN).any():
+            raise LoadError(f"the model does not know element {numbers[index == _UNKNOWN][0]}")
+        return torch.nn.functional.one_hot(torch.from_numpy(index), len(self.elements)).to(dtype)
+
+
+def neighbours(
+    batch: Batch, ends: NDArray[np.int64], cutoff: float
+) -> tuple[NDArray[np.int64], FloatArray, NDArray[np.int64]]:
+    """Find all pairs of atoms of a batch that are within a cut-off.
+
+    Args:
+        batch: of frames.
+        ends: (n_frames + 1,) where atoms of each frame begin and end.
+        cutoff: A.
+
+    Returns:
+        Atoms (2, n_edges), by how many cells they are apart (n_edges, 3), and the frame of each edge (n_edges,).
+    """
+    neighbour_list = require("matscipy.neighbours", extra="mace").neighbour_list
+    positions, lattice = batch.positions.numpy().astype(float), batch.lattice.numpy().astype(float)
+    found = [
+        neighbour_list("ijS", pbc=(True,) * 3, cell=cell, positions=positions[a:b], cutoff=cutoff)
+        for cell, a, b in zip(lattice, ends, ends[1:], strict=False)
+    ]
+    counts = [len(senders) for senders, *_ in found]
+    edges = np.array([np.concatenate([part[k] for part in found]) for k in (0, 1)], np.int64)
+    return (
+        edges + np.repeat(ends[:-1], counts),
+        np.concatenate([part[2] for part in found]).astype(float),
+        np.repeat(np.arange(len(counts)), counts),
+    )
+
+
+def _known(label: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labels with 0 for those that are unknown, and their weights, (n,) 1 or 0."""
+    known = torch.isfinite(label.reshape(len(label), -1)).all(dim=1)
+    return label.nan_to_num(0, 0, 0).to(dtype), known.to(dtype)

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
     from trajmill.splits import Split
-    from trajmill.training.mace import Epoch
     from trajmill.training.relaxing import Summary
+    from trajmill.training.tasks import Epoch, Steps
 
 PLAIN_EVERY = 30.0
 """Seconds between lines of progress when the output is no terminal."""
@@ -224,9 +224,9 @@ class RowProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def update(self, done: int, total: int) -> None:
-        """Show how far it is."""
-        self._bar.update(self._task, completed=done, total=total)
+    def update(self, done: int, total: int, what: str | None = None) -> None:
+        """Show how far it is, and with what, if that has changed."""
+        self._bar.update(self._task, completed=done, total=total, description=what)
 
 
 class ByteProgress:
@@ -413,12 +413,31 @@ def print_paths(made: Sequence[Path]) -> None:
     _print(*map(str, made))
 
 
-def print_epoch(epoch: Epoch) -> None:
-    """Say on standard error how a training went so far: a line after each epoch."""
-    stress = "" if epoch.stress_rmse is None else f", stress {1000 * epoch.stress_rmse:.2f} meV/A^3"
-    when = "before the first" if epoch.number is None else str(epoch.number)
-    errors = f"energy {1000 * epoch.energy_rmse:.1f} meV/atom, forces {1000 * epoch.force_rmse:.1f} meV/A{stress}"
-    sys.stderr.write(f"epoch {when}: loss {epoch.loss:.5g}; root mean square errors: {errors}\n")
+class TrainingProgress:
+    """Shows how far an epoch is on a terminal, and says after each how the training went. Goes to standard error."""
+
+    def __init__(self) -> None:
+        self._bar = RowProgress("train")
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.__exit__()
+
+    def update(self, row: Steps | Epoch) -> None:
+        """Show what a training tells."""
+        from trajmill.training.tasks import Steps
+
+        if isinstance(row, Steps):
+            speed = f"{row.frames_per_s:,.0f} frames/s, {row.waited:.0%} of the time waiting for frames"
+            self._bar.update(row.step, row.steps, f"epoch {row.epoch}: loss {row.loss:.4g}, {speed}")
+            return
+        stress = "" if row.stress_rmse is None else f", stress {1000 * row.stress_rmse:.2f} meV/A^3"
+        when = "before the first" if row.epoch is None else str(row.epoch)
+        errors = f"energy {1000 * row.energy_rmse:.1f} meV/atom, forces {1000 * row.force_rmse:.1f} meV/A{stress}"
+        sys.stderr.write(f"epoch {when}: loss {row.loss:.5g}; root mean square errors: {errors}\n")
 
 
 def print_relaxations(found: Summary, out: Path) -> None:

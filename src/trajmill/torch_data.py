@@ -110,7 +110,8 @@ class FrameStream(torch.utils.data.IterableDataset[Any]):  # type: ignore[misc] 
     It has the state that torchdata's StatefulDataLoader saves and loads, to go on in the middle of an epoch.
 
     Args:
-        dataset: a release, a store in a folder, Parquet files; not thinned.
+        dataset: a release, a store in a folder, Parquet files; not thinned. Or its pieces.
+        energy: the column to take energies from, `energy` or `energy_corrected`.
         batch_size: frames of a `Batch`, to be used with `DataLoader(..., batch_size=None)`; None yields single
             `Frame`s, for a `collate_fn` of your own or ours, `collate`.
         shuffle: whether to; else in stored order, split into runs.
@@ -131,8 +132,9 @@ class FrameStream(torch.utils.data.IterableDataset[Any]):  # type: ignore[misc] 
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Pieces,
         *,
+        energy: str = "energy",
         batch_size: int | None = None,
         shuffle: bool = True,
         seed: int = 0,
@@ -156,7 +158,8 @@ class FrameStream(torch.utils.data.IterableDataset[Any]):  # type: ignore[misc] 
         self._window = window if batch_size is None else -(-window // batch_size) * batch_size
         self._shuffle, self._seed = shuffle, seed
         self._transform, self._dtype = transform, dtype
-        self._pieces = dataset.pieces()
+        self._pieces = dataset.pieces() if isinstance(dataset, Dataset) else dataset
+        self._columns = [energy if name == "energy" else name for name in LABELS]
         self._chosen = [self._pieces.rows(i) for i in range(len(self._pieces))]
         self._sizes = np.array(
             [p.n_rows if c is None else len(c) for p, c in zip(self._pieces.pieces, self._chosen, strict=True)], int
@@ -169,6 +172,12 @@ class FrameStream(torch.utils.data.IterableDataset[Any]):  # type: ignore[misc] 
     def n_frames(self) -> int:
         """Frames of the whole dataset, over all ranks."""
         return int(self._sizes.sum())
+
+    def n_batches(self, workers: int = 1) -> int:
+        """Return how many batches (or frames) this rank gets in an epoch from so many workers."""
+        shards = [self._bounds(self._rank * workers + i, self._ranks * workers) for i in range(workers)]
+        size = self._batch_size or 1
+        return sum((last - first) // size if self._drop_last else -(-(last - first) // size) for first, last in shards)
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes, before iterating, as with torch's DistributedSampler: each has its own order."""
@@ -201,9 +210,8 @@ class FrameStream(torch.utils.data.IterableDataset[Any]):  # type: ignore[misc] 
         if self._shuffle:
             order = np.random.default_rng(key).permutation(order)
         ends = np.cumsum(self._sizes[order])
-        total = self.n_frames // shards * shards if self._even else self.n_frames
-        first, last = total * shard // shards, total * (shard + 1) // shards
-        reader = _Reader(self._pieces, self._chosen, order, ends)
+        first, last = self._bounds(shard, shards)
+        reader = _Reader(self._pieces, self._chosen, self._columns, order, ends)
         for k, start in enumerate(range(first, last, self._window)):
             stop = min(start + self._window, last)
             done = start - first
@@ -214,6 +222,11 @@ class FrameStream(torch.utils.data.IterableDataset[Any]):  # type: ignore[misc] 
             if self._shuffle:
                 mixed = np.random.default_rng([*key, shard, k]).permutation(mixed)
             yield from self._examples(frames, mixed[max(0, begin - done) :])
+
+    def _bounds(self, shard: int, shards: int) -> tuple[int, int]:
+        """Return from where to where in the order of an epoch a shard goes."""
+        total = self.n_frames // shards * shards if self._even else self.n_frames
+        return total * shard // shards, total * (shard + 1) // shards
 
     def _examples(self, frames: FlatFrames, order: NDArray[np.int64]) -> Iterator[Any]:
         tensors = _Tensors(frames, self._dtype) if self._batch_size is None else None
@@ -234,10 +247,11 @@ class _Reader:
         self,
         pieces: Pieces,
         chosen: Sequence[NDArray[np.int32] | None],
+        columns: Sequence[str],
         order: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        self._pieces, self._chosen, self._order, self._ends = pieces, chosen, order, ends
+        self._pieces, self._chosen, self._columns, self._order, self._ends = pieces, chosen, columns, order, ends
         self._held: tuple[int, FlatFrames] | None = None
 
     def read(self, start: int, stop: int) -> FlatFrames:
@@ -247,7 +261,7 @@ class _Reader:
         while start < stop:
             i, end = int(self._order[k]), int(self._ends[k])
             if self._held is None or self._held[0] != i:
-                table = self._pieces.read(i, LABELS, self._chosen[i]).combine_chunks()
+                table = self._pieces.read(i, self._columns, self._chosen[i]).combine_chunks().rename_columns(LABELS)
                 self._held = (i, joined([to_flat(batch) for batch in table.to_batches()]))
             frames = self._held[1]
             began = end - len(frames)

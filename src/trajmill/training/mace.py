@@ -1,55 +1,44 @@
-"""Training MACE on a dataset: files, energies of elements, MACE's own program in its own process, and a card.
+"""Training MACE on a dataset: energies of elements, a process of its own that trains, and a card.
 
 In a process of its own, since importing MACE changes how torch loads files for all of a process.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
+import pickle
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import pyarrow.compute as pc
+import numpy as np
 
-from trajmill.converting import convert, reference_energies, write_e0s
+from trajmill.converting import reference_energies, write_e0s
 from trajmill.dataset import Dataset
 from trajmill.elements import NUMBERS
 from trajmill.errors import MissingExtraError, ModelError
 from trajmill.splits import Split
 from trajmill.training.recipes import TrainingRecipe
+from trajmill.training.tasks import METRICS, TASK, Epoch, Steps, Task, heard
 
-CARD = "card.json"
-"""What was trained, on what, with what."""
+CARD, LOG = "card.json", "mace.log"
+"""What was trained, on what, with what; and what MACE says."""
 
-PACKAGES = ("trajmill", "mace-torch", "torch", "e3nn", "numpy", "ase")
+PACKAGES = ("trajmill", "mace-torch", "torch", "e3nn", "numpy")
 
-
-@dataclass(frozen=True)
-class Epoch:
-    """What MACE said of the validation set after an epoch.
-
-    Attributes:
-        number: from 0; None before the first.
-        loss: of the stage that it is in.
-        energy_rmse: eV/atom.
-        force_rmse: eV/A.
-        stress_rmse: eV/A^3; None where no frame has a stress.
-    """
-
-    number: int | None
-    loss: float
-    energy_rmse: float
-    force_rmse: float
-    stress_rmse: float | None
+SAMPLE = 1000
+"""Frames whose neighbours are counted."""
 
 
-Report = Callable[[Epoch], None]
+Report = Callable[[Steps | Epoch], None]
 
 
 def train(
@@ -60,27 +49,32 @@ def train(
     *,
     parts: tuple[str, str] = ("train", "val"),
     device: str = "cpu",
+    processes: int = 1,
     workers: int = 1,
     report: Report = lambda _: None,
 ) -> Path:
-    """Train a MACE model. Run again after it was stopped, it goes on from its last checkpoint.
+    """Train a MACE model. Run again after it was stopped, it goes on from its last checkpoint, as if it had not been.
+
+    Frames come from the dataset as it lies: nothing is converted or copied.
 
     Args:
         dataset: one functional, unless its energies are meant to be mixed.
         split: of it, by trajectories.
-        out: folder: `data/`, `e0s.json`, MACE's logs, checkpoints and results, `card.json`, and the model.
+        out: folder: `card.json`, `metrics.jsonl`, `e0s.json`, `mace.log`, a checkpoint, and the model.
         recipe: see `trajmill.training.recipes`.
         parts: of the split, to train and to validate with.
         device: `cpu` or `cuda`.
-        workers: processes that write the files and that load them.
-        report: told what MACE says after each epoch.
+        processes: that train together, one for each GPU of this machine; each takes batches of the recipe's size.
+        workers: processes that load frames, of each.
+        report: told how far it is, and what the model says of the validation set after each epoch.
 
     Returns:
         The model, a file that `mace:FILE` names to `trajmill evaluate`.
 
     Raises:
-        ModelError: the recipe and the folder do not belong together, or MACE failed; its log says more.
+        ModelError: the recipe and the folder do not belong together, or training failed; `mace.log` says more.
         SplitError: the split is of other data.
+        FilterError: the dataset cannot be read in pieces.
         MissingExtraError: MACE is not installed (extra `mace`).
     """
     if find_spec("mace") is None:  # importing it here would change how torch loads files
@@ -89,134 +83,133 @@ def train(
     elements = _elements(train_set)
     if new := _elements(valid_set) - elements:
         raise ModelError(f"{parts[1]} has {min(new)}, which {parts[0]} has not")
-    card = _card(recipe, split, parts, elements, device)
-    _begin(out, card)
-    for name, its in (("train", train_set), ("valid", valid_set)):
-        convert(its, out / "data" / name, "mace-lmdb", energy=recipe.energy, workers=workers)
-    write_e0s(reference_energies(train_set, recipe.energy), out / "e0s.json")
-    command = [sys.executable, "-m", "mace.cli.run_train", *arguments(recipe, out, elements, device, workers)]
-    seen = len(list(epochs(out, recipe)))
+    _begin(out, _card(recipe, train_set, valid_set, split, parts, device, processes))
+    task = _task(train_set, valid_set, out, recipe, device, workers)
+    (out / TASK).write_bytes(pickle.dumps(task))
+    _run(out, processes, report)
+    return out / f"{recipe.name}.model"
+
+
+def metrics(out: Path) -> list[Steps | Epoch]:
+    """Read what has come of a training so far."""
+    if not (out / METRICS).is_file():
+        return []
+    lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
+    return [row for line in lines if (row := heard(line))]
+
+
+def _task(train_set: Dataset, valid_set: Dataset, out: Path, recipe: TrainingRecipe, device: str, workers: int) -> Task:
+    e0s = reference_energies(train_set, recipe.energy)
+    write_e0s(e0s, out / "e0s.json")
+    if recipe.foundation is not None:  # the other process may have another folder to begin from
+        recipe = recipe.model_copy(update={"foundation": recipe.foundation.resolve()})
+    return Task(
+        recipe=recipe,
+        train=train_set.pieces(),
+        valid=valid_set.pieces(),
+        e0s={NUMBERS[symbol]: value for symbol, value in e0s.items()},
+        force_rms=_force_rms(train_set),
+        neighbours=_neighbours(train_set, recipe),
+        device=device,
+        workers=workers,
+    )
+
+
+def _force_rms(dataset: Dataset) -> float:
+    """Return the root mean square of all components of forces, eV/A; 1 where all are 0."""
+    total, n = 0.0, 0
+    for frames in dataset.arrays():
+        known = frames.forces[np.isfinite(frames.forces)]
+        total += float(known @ known)
+        n += len(known)
+    return math.sqrt(total / n) if total else 1.0
+
+
+def _neighbours(dataset: Dataset, recipe: TrainingRecipe) -> float:
+    """Return the mean number of neighbours of an atom, of some frames; at least 1."""
+    from trajmill.mace_data import neighbours
+    from trajmill.torch_data import FrameStream
+
+    batch = next(iter(FrameStream(dataset, batch_size=SAMPLE, seed=recipe.seed)))
+    ends = np.concatenate([[0], np.cumsum(np.bincount(batch.frame.numpy()))])
+    edges, *_ = neighbours(batch, ends, recipe.model.r_max)
+    mean: float = edges.shape[1] / len(batch.numbers)
+    return max(1.0, mean)
+
+
+def _run(out: Path, processes: int, report: Report) -> None:
+    """Let the other process train, and pass on what it says."""
+    module = ["-m", "trajmill.training.mace_process", str(out)]
+    if processes > 1:
+        module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
+    threads = {} if processes == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     with (
-        (out / "mace.log").open("a", encoding="utf-8") as log,
+        (out / LOG).open("a", buffering=1, encoding="utf-8") as log,
         subprocess.Popen(  # noqa: S603 (our interpreter)
-            command, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, *module], stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **threads}
         ) as process,
     ):
         try:
-            while process.poll() is None:
-                seen = _tell(out, recipe, seen, report)
-                _wait(process)
+            for line in _said(process):
+                if row := heard(line):
+                    report(row)
+                else:
+                    log.write(line)
         except BaseException:
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
             raise
-    _tell(out, recipe, seen, report)
-    model = out / f"{recipe.name}{'_stagetwo' if recipe.stage_two else ''}.model"
-    if process.returncode or not model.is_file():
-        raise ModelError(f"{out}: MACE failed (exit code {process.returncode}): {_last_words(out)}")
-    return model
+    if process.returncode:
+        raise ModelError(f"{out}: training failed (exit code {process.returncode}): {_last_words(out)}")
 
 
-def arguments(recipe: TrainingRecipe, out: Path, elements: set[str], device: str, workers: int = 0) -> list[str]:
-    """Return what MACE's `run_train` is called with.
-
-    Stage two states all of its weights, whose defaults are others. The loss is the one that has stress; the usual one
-    leaves it out without a word. The learning rate stays as it is.
-    """
-    values: dict[str, Any] = {
-        "name": recipe.name,
-        "work_dir": out,
-        "train_file": out / "data" / "train",
-        "valid_file": out / "data" / "valid",
-        "E0s": out / "e0s.json",
-        "atomic_numbers": sorted(NUMBERS[e] for e in elements),
-        "loss": "stress",
-        "compute_stress": True,
-        "error_table": "PerAtomRMSEstressvirials",
-        "energy_weight": recipe.weights.energy,
-        "forces_weight": recipe.weights.forces,
-        "stress_weight": recipe.weights.stress,
-        "lr": recipe.lr,
-        "scheduler": "ExponentialLR",
-        "lr_scheduler_gamma": 1.0,
-        "batch_size": recipe.batch_size,
-        "valid_batch_size": recipe.batch_size,
-        "max_num_epochs": recipe.epochs,
-        "num_workers": workers if workers > 1 else 0,
-        "pin_memory": device != "cpu",
-        "seed": recipe.seed,
-        "device": device,
-        "default_dtype": recipe.dtype,
-        "plot": False,
-        **recipe.model.model_dump(),
-    }
-    flags = ["--restart_latest"]
-    if two := recipe.stage_two:
-        flags.append("--stage_two")
-        values |= {"start_stage_two": two.start, "stage_two_lr": two.lr}
-        values |= {f"stage_two_{name}_weight": weight for name, weight in two.weights._asdict().items()}
-    if recipe.foundation is not None:
-        values |= {"foundation_model": recipe.foundation.resolve(), "multiheads_finetuning": False}
-    return [*(f"--{name}={value}" for name, value in values.items()), *flags]
-
-
-def epochs(out: Path, recipe: TrainingRecipe) -> Iterator[Epoch]:
-    """Read what MACE has said so far of the validation set, epoch by epoch."""
-    for file in sorted((out / "results").glob(f"{recipe.name}_run-{recipe.seed}_train.txt")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                said = json.loads(line)
-            except ValueError:  # being written
-                return
-            if said.get("mode") == "eval":
-                yield Epoch(
-                    said["epoch"], said["loss"], said["rmse_e_per_atom"], said["rmse_f"], said.get("rmse_stress")
-                )
-
-
-def _tell(out: Path, recipe: TrainingRecipe, seen: int, report: Report) -> int:
-    found = list(epochs(out, recipe))
-    for epoch in found[seen:]:
-        report(epoch)
-    return len(found)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(timeout=1)
-    except subprocess.TimeoutExpired:
-        return
+def _said(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None  # noqa: S101 (a pipe)
+    return process.stdout
 
 
 def _elements(dataset: Dataset) -> set[str]:
     table = dataset.ask("SELECT DISTINCT unnest(elements) AS e FROM wanted")
-    return set(pc.unique(table["e"]).to_pylist())
+    return set(table["e"].to_pylist())
 
 
 def _card(
-    recipe: TrainingRecipe, split: Split, parts: tuple[str, str], elements: set[str], device: str
+    recipe: TrainingRecipe,
+    train_set: Dataset,
+    valid_set: Dataset,
+    split: Split,
+    parts: tuple[str, str],
+    device: str,
+    processes: int,
 ) -> dict[str, Any]:
+    frames = {part: its.digest(recipe.energy) for part, its in zip(parts, (train_set, valid_set), strict=True)}
+    model = recipe.foundation and hashlib.sha256(recipe.foundation.read_bytes()).hexdigest()
     return {
         "recipe": recipe.model_dump(mode="json"),
+        "foundation": model,
         "split": {"rule": split.rule, "digest": split.digest, "parts": parts},
-        "elements": sorted(elements),
+        "frames": frames,
+        "elements": sorted(_elements(train_set)),
         "packages": {name: version(name) for name in PACKAGES},
+        "command": sys.argv,
         "device": device,
+        "processes": processes,
     }
 
 
 def _begin(out: Path, card: dict[str, Any]) -> None:
-    """Make the folder, or go on in one that was begun with the same recipe and split."""
+    """Make the folder, or go on in one that was begun with the same recipe, split and frames."""
     try:
-        (out / "data").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         if (out / CARD).is_file():
             before = json.loads((out / CARD).read_text(encoding="utf-8"))
-            if any(before.get(name) != json.loads(json.dumps(card[name])) for name in ("recipe", "split")):
-                raise ModelError(f"{out}: holds a training by another recipe or split; choose a new folder")
+            for name in ("recipe", "foundation", "split", "frames"):
+                if before.get(name) != json.loads(json.dumps(card[name])):
+                    raise ModelError(f"{out}: holds a training of another {name}; choose a new folder")
         (out / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ModelError(f"{out}: cannot be used ({error})") from error
 
 
 def _last_words(out: Path) -> str:
-    lines = [line for line in (out / "mace.log").read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in (out / LOG).read_text(encoding="utf-8").splitlines() if line.strip()]
     return lines[-1][-300:] if lines else "it said nothing"

@@ -54,6 +54,8 @@ class TrainingRecipe(_Section):
     stage_two: StageTwo | None = None
     foundation: Path | None = Field(None, description="model whose weights training starts from")
     energy: Literal["energy", "energy_corrected"] = "energy"
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then what is kept")
+    save_every: int = Field(1000, ge=1, description="steps between checkpoints within an epoch")
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     model: Architecture = Architecture()
