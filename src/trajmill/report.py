@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
     from trajmill.splits import Split
+    from trajmill.training.experiment import Stage
     from trajmill.training.relaxing import Summary
     from trajmill.training.tasks import Epoch, Steps
 
@@ -413,31 +414,37 @@ def print_paths(made: Sequence[Path]) -> None:
     _print(*map(str, made))
 
 
-class TrainingProgress:
+class TrainingProgress(RowProgress):
     """Shows how far an epoch is on a terminal, and says after each how the training went. Goes to standard error."""
 
     def __init__(self) -> None:
-        self._bar = RowProgress("train")
+        super().__init__("train")
 
-    def __enter__(self) -> Self:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.__exit__()
-
-    def update(self, row: Steps | Epoch) -> None:
+    def tell(self, row: Steps | Epoch) -> None:
         """Show what a training tells."""
         from trajmill.training.tasks import Steps
 
         if isinstance(row, Steps):
             speed = f"{row.frames_per_s:,.0f} frames/s, {row.waited:.0%} of the time waiting for frames"
-            self._bar.update(row.step, row.steps, f"epoch {row.epoch}: loss {row.loss:.4g}, {speed}")
+            self.update(row.step, row.steps, f"epoch {row.epoch}: loss {row.loss:.4g}, {speed}")
             return
         stress = "" if row.stress_rmse is None else f", stress {1000 * row.stress_rmse:.2f} meV/A^3"
         when = "before the first" if row.epoch is None else str(row.epoch)
         errors = f"energy {1000 * row.energy_rmse:.1f} meV/atom, forces {1000 * row.force_rmse:.1f} meV/A{stress}"
         sys.stderr.write(f"epoch {when}: loss {row.loss:.5g}; root mean square errors: {errors}\n")
+
+
+class ExperimentProgress(TrainingProgress):
+    """Shows what an experiment is doing, and how far that is. Goes to standard error."""
+
+    def tell_of(self, stage: Stage, how_far: Steps | Epoch | tuple[int, int] | None) -> None:
+        """Show what an experiment tells."""
+        if how_far is None:
+            sys.stderr.write(f"{stage.what} {stage.name}\n".replace(" \n", "\n"))
+        elif isinstance(how_far, tuple):
+            self.update(*how_far, stage.what)
+        else:
+            self.tell(how_far)
 
 
 def print_relaxations(found: Summary, out: Path) -> None:

@@ -47,6 +47,10 @@ def predicted(dataset, tmp_path):
     return run
 
 
+def read(file):
+    return file.read_text(encoding="utf-8")
+
+
 def values(found):
     return {name: s.value for name, s in found.items()}
 
@@ -135,7 +139,11 @@ def test_tables_of_models_and_test_sets(dataset, tmp_path):
     seen = []
     made = evaluate(models, datasets, tmp_path / "out", by=["source"], report=lambda *n: seen.append(n))
     assert seen[-1] == (34, 34)
-    assert [p.name for p in made] == ["scores.md", "scores.csv", "scores.tex", "frames.md", "by_source.md"]
+    assert [p.name for p in made] == [
+        "scores.md", "scores.csv", "scores.tex", "matrix.md", "matrix.tex", "frames.md",
+        "by_source.md", "by_source.csv", "by_source.tex",
+    ]  # fmt: skip
+    assert all(p.is_file() for p in made)
     rows = list(csv.DictReader(made[1].read_text().splitlines()))
     assert len(rows) == 4 * len(METRICS)
     wrong = [r for r in rows if r["model"] == models[1] and r["test_set"] == "all" and r["metric"] == "energy_mae"]
@@ -146,6 +154,36 @@ def test_tables_of_models_and_test_sets(dataset, tmp_path):
     evaluate(models, datasets, tmp_path / "out", shift="composition")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out/predictions").iterdir()} == before, "not asked again"
     assert "composition" in (tmp_path / "out/frames.md").read_text()
+
+
+def test_groups_have_intervals_in_every_format(dataset, tmp_path):
+    evaluate(["training.offsets:wrong"], {"all": dataset}, tmp_path, by=["source", "force range"])
+    rows = list(csv.DictReader((tmp_path / "by_source.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["model", "test_set", "source", "metric", "value", "low", "high"]
+    assert len(rows) == 2 * len(METRICS)
+    (mp,) = (r for r in rows if (r["source"], r["metric"]) == ("mp", "energy_mae"))
+    assert float(mp["low"]) == pytest.approx(0, abs=1e-9)
+    assert [float(mp[name]) for name in ("value", "high")] == pytest.approx([4 * 5 / 7, 5])
+    line = "training.offsets:wrong | all | mp | 2.9 (0.0 to 5.0) | 33.3 (33.3 to 33.3) | "
+    assert line in read(tmp_path / "by_source.md")
+    assert line.replace("|", "&") in read(tmp_path / "by_source.tex")
+    assert csv.DictReader((tmp_path / "by_force_range.csv").read_text().splitlines()).fieldnames[2] == "force_range"
+    assert r"0 to 0.01 eV/\AA{} & " in read(tmp_path / "by_force_range.tex")
+
+
+def test_a_matrix_of_each_metric(dataset, tmp_path):
+    """As papers show it: a row for each model, a column for each test set."""
+    datasets = {"all_100%": dataset, "Alexandria/A~1": dataset.filter('source = "alexandria"')}
+    evaluate(["training.offsets:perfect", "training.offsets:wrong"], datasets, tmp_path)
+    text = read(tmp_path / "matrix.md")
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(METRICS.values())
+    assert text.splitlines()[2] == "| model | all_100% | Alexandria/A~1 |"
+    assert text.splitlines()[5] == "| training.offsets:wrong | 3.5 (1.2 to 5.0) | 5.0 (5.0 to 5.0) |"
+    tex = read(tmp_path / "matrix.tex")
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == len(METRICS)
+    assert r"\begin{tabular}{lrr}" in tex
+    assert r"model & all\_100\% & Alexandria/A\textasciitilde{}1 \\" in tex
+    assert r"\caption{stress MAE, meV/\AA$^3$}" in tex
 
 
 @pytest.mark.parametrize(
@@ -172,3 +210,6 @@ def test_what_makes_no_sense_is_said(dataset, tmp_path):
             evaluate(["training.offsets:perfect"], {"all": dataset}, tmp_path / "out", **options)
     with pytest.raises(ModelError, match="no predictions"):
         errors_of(tmp_path / "none.parquet")
+    (tmp_path / "full/scores.md").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"full: cannot be written \(Is a directory\)"):
+        evaluate(["training.offsets:perfect"], {"all": dataset}, tmp_path / "full")

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ase.build import bulk
-from ase.calculators.emt import EMT
 
 import trajmill
+from emt import SMALL, run_of_emt
 from factories import make_store, make_trajectory
 from making import DATA
 from trajmill.errors import MissingExtraError, ModelError
@@ -20,25 +19,6 @@ from trajmill.training.evaluation import evaluate
 from trajmill.training.mace import metrics, train
 from trajmill.training.recipes import BUILT_IN, TrainingRecipe, load
 from trajmill.training.tasks import Epoch, Steps
-
-SMALL = {"r_max": 4.0, "num_channels": 4, "max_L": 0, "max_ell": 2, "correlation": 2, "num_radial_basis": 6}
-
-
-def run_of_emt(name, rng):
-    """Copper and gold, shaken and strained, with EMT's labels: frames of no relaxation, but of one surface."""
-    frames = []
-    base = bulk("Cu", cubic=True)
-    base.symbols[0] = "Au"
-    for _ in range(6):
-        atoms = base.copy()
-        atoms.set_cell(atoms.cell * rng.uniform(0.98, 1.08), scale_atoms=True)
-        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
-        atoms.calc = EMT()
-        stress = atoms.get_stress(voigt=False)
-        frames.append((atoms.cell[:], atoms.positions, atoms.get_potential_energy(), atoms.get_forces(), stress))
-    lattice, positions, energy, forces, stress = (np.array(column) for column in zip(*frames, strict=True))
-    t = make_trajectory(name, n_frames=6, symbols=tuple(base.get_chemical_symbols()), energy_corrected=None)
-    return replace(t, lattice=lattice, positions=positions, energy=energy, forces=forces, stress=stress)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
-from ase.optimize import BFGS
+from ase.optimize import BFGS, FIRE
 
 import trajmill
 from factories import make_store, make_trajectory
 from trajmill.errors import ModelError
+from trajmill.training.batching import OneByOne
+from trajmill.training.fire import relax_all
 from trajmill.training.relaxing import relax
+from trajmill.views import Geometry
 
 
 def relaxed_by_emt(name, atoms):
@@ -94,3 +100,120 @@ def test_steps_may_not_be_enough(dataset, tmp_path):
 def test_nothing_to_relax_is_said(dataset, tmp_path):
     with pytest.raises(ModelError, match="nothing to relax"):
         relax(dataset.only(["mp-9-pbe"]), EMT(), tmp_path / "r.parquet")
+
+
+def shaken(rng, i):
+    """Copper and gold, far from relaxed, in skewed cells of 1 to 4 atoms, every other of them left-handed."""
+    atoms = bulk("Cu", cubic=True) if i % 3 else bulk("Cu")
+    atoms.symbols[: i % 4] = "Au"
+    strain = rng.uniform(0.95, 1.1) * (np.eye(3) + rng.normal(0, 0.03, (3, 3)))
+    atoms.set_cell(atoms.cell @ strain, scale_atoms=True)
+    atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    if i % 2:
+        atoms.set_cell(atoms.cell[[1, 0, 2]], scale_atoms=False)
+    return atoms
+
+
+def geometry(atoms):
+    return Geometry(atoms.numbers.astype(np.int64), atoms.cell[:].copy(), atoms.positions.copy())
+
+
+def test_every_step_is_that_of_ase():
+    rng = np.random.default_rng(0)
+    structures = [shaken(rng, i) for i in range(3)]
+    model = OneByOne(EMT())
+    model.atoms_at_once = 10
+    ends = dict(relax_all(model, map(geometry, structures), fmax=0.01, steps=52))
+    assert {end.converged for end in ends.values()} == {False, True}
+    for i, atoms in enumerate(structures):
+        atoms.calc = EMT()
+        optimiser = FIRE(FrechetCellFilter(atoms), logfile=None)
+        assert optimiser.run(fmax=0.01, steps=52) == ends[i].converged
+        assert optimiser.nsteps == ends[i].steps
+        assert atoms.get_potential_energy() == pytest.approx(ends[i].energy, abs=1e-9)
+        np.testing.assert_allclose(ends[i].geometry.positions, atoms.positions, atol=1e-9)
+        np.testing.assert_allclose(ends[i].geometry.lattice, atoms.cell[:], atol=1e-9)
+
+
+def test_the_next_begins_when_one_ends():
+    """No more atoms at once than fit, and no waiting for the slowest of a batch."""
+    rng = np.random.default_rng(0)
+    asked = []
+
+    class Watched(OneByOne):
+        def predict(self, geometries):
+            asked.append(len(geometries))
+            return super().predict(geometries)
+
+    model = Watched(EMT())
+    model.atoms_at_once = 8
+    firsts = [bulk("Cu", cubic=True), *(shaken(rng, i) for i in (1, 2, 4, 5))]
+    ends = list(relax_all(model, map(geometry, firsts), fmax=0.01, steps=100))
+    assert ends[0][0] == 0, "near the end to begin with"
+    assert sorted(i for i, _ in ends) == [0, 1, 2, 3, 4]
+    assert set(asked[: -max(end.steps for _, end in ends)]) == {2}
+
+
+def test_rows_do_not_depend_on_how_many_are_relaxed_at_once(dataset, tmp_path):
+    tables = []
+    for atoms_at_once in (1, 6, 100):
+        model = OneByOne(EMT())
+        model.atoms_at_once = atoms_at_once
+        relax(dataset, model, tmp_path / "r.parquet")
+        tables.append(pq.read_table(tmp_path / "r.parquet"))
+    assert tables[0] == tables[1] == tables[2]
+    assert len(tables[0]) == 3
+
+
+class Pulling(Calculator):
+    """A model without a minimum in volume; of gold it knows nothing, of silver no stress."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def calculate(self, atoms, properties, system_changes):
+        stress = np.nan if "Ag" in atoms.get_chemical_symbols() else 1.0
+        energy = np.nan if "Au" in atoms.get_chemical_symbols() else -1.0
+        self.results = {
+            "energy": energy, "free_energy": energy, "forces": np.zeros((len(atoms), 3)), "stress": stress * np.ones(6)
+        }  # fmt: skip
+
+
+def test_one_that_runs_away_does_not_lose_the_others():
+    model = OneByOne(Pulling())
+    model.atoms_at_once = 100
+    ends = dict(relax_all(model, [geometry(bulk(symbol)) for symbol in ("Cu", "Au", "Ag")], fmax=0.01, steps=500))
+    assert ends[0].failure.startswith("the relaxation ran away: 0.")
+    assert ends[1].failure == "energy or forces that are not finite"
+    assert ends[2].failure == "the model has no stress, which the cell relaxes by"
+    assert not any(end.converged for end in ends.values())
+
+
+def trajmill_relax(*arguments):
+    command = [sys.executable, "-m", "trajmill.cli", "relax", "ase.calculators.emt:EMT", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+class TestCommand:
+    def test_relaxations_begin_with_their_input(self, tmp_path):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions += np.random.default_rng(0).normal(0, 0.1, atoms.positions.shape)
+        run = replace(relaxed_by_emt("oqmd-1", atoms), asset="oqmd/a", source="oqmd")
+        place = np.arange(len(run))
+        nothing = {"energy": np.full(1, np.nan), "forces": np.full((1, 4, 3), np.nan), "is_input": np.array([True])}
+        first = run.select(place == 0).changed(stress=np.full((1, 3, 3), np.nan), **nothing)
+        make_store(tmp_path / "store", [run.select(place == len(run) - 1)], inputs=[first])
+        on = ("--on", tmp_path / "store", "--out", tmp_path / "r.parquet")
+        assert "nothing to relax" in trajmill_relax(*on).stderr
+        result = trajmill_relax(*on, "--inputs", tmp_path / "store")
+        assert result.returncode == 0, result.stderr
+        (row,) = pq.read_table(tmp_path / "r.parquet").to_pylist()
+        assert row["trajectory_id"] == "oqmd-1-pbe"
+        assert row["steps"] > 10
+        assert row["rmsd"] < 0.01
+
+    def test_a_model_that_cannot_be_asked_in_batches_is_said_in_a_line(self, tmp_path):
+        make_store(tmp_path / "store", [make_trajectory("mp-1")])
+        result = trajmill_relax("--on", tmp_path / "store", "--out", tmp_path / "r.parquet", "--batch", 100)
+        assert result.returncode == 2
+        assert result.stderr.startswith("trajmill: EMT cannot be asked about many structures at once; a MACE model")
+        assert result.stderr.count("\n") == 1

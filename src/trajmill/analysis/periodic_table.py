@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -54,28 +55,40 @@ def _draw(tables: Tables) -> drawn.Figure:
         panel.set_axis_off()
     for panel, (label, functional) in zip(grid.flat, shown, strict=False):
         its = tables[label].filter(pc.equal(tables[label]["functional"], functional))
-        counts = totals(its, "element", "trajectories")
-        _table(panel, {str(element): n for element, n in counts.items()}, scale, colours)
+        counts = {str(element): n for element, n in totals(its, "element", "trajectories").items()}
+        texts = {e: (style.short(n), f"{n:,} trajectories") for e, n in counts.items()}
+        draw_table(panel, counts, texts, scale, colours)
         panel.set_title(f"{label}: {functional}" if len(tables) > 1 else functional)
     mappable = require("matplotlib.cm", extra="figures").ScalarMappable(scale, colours)
     figure.colorbar(mappable, ax=grid, label="trajectories with the element", shrink=0.8, aspect=30, pad=0.01)
     return figure
 
 
-def _table(panel: Any, counts: dict[str, int], scale: Any, colours: Any) -> None:
-    """Draw one periodic table."""
+def draw_table(
+    panel: Any, values: Mapping[str, float], texts: Mapping[str, tuple[str, str]], scale: Any, colours: Any
+) -> None:
+    """Draw one periodic table.
+
+    Args:
+        panel: axes of matplotlib.
+        values: by element; those of elements that are not there, or 0, are shown as none.
+        texts: by element, what is written in its cell, and what is shown when it is pointed at.
+        scale: of matplotlib, from values to what colours are for.
+        colours: map of matplotlib.
+    """
     rectangle = require("matplotlib.patches", extra="figures").Rectangle
     for element, number in NUMBERS.items():
         row, column = place(number)
-        n = counts.get(element, 0)
-        colour = colours(scale(n)) if n else style.NOTHING
+        value = values.get(element, 0)
+        colour = colours(scale(value)) if value else style.NOTHING
+        written, tip = texts.get(element, ("", "none"))
         cell = panel.add_patch(rectangle((column, row), 0.94, 0.94, facecolor=colour, linewidth=0))
-        style.tip(cell, f"{element}: {n:,} trajectories")
-        ink = "#999999" if not n else "white" if scale(n) < 0.55 else "black"
-        written = {"ha": "center", "va": "center", "color": ink}
-        panel.text(column + 0.47, row + (0.36 if n else 0.5), element, fontsize=6.2, **written)
-        if n:
-            panel.text(column + 0.47, row + 0.72, style.short(n), fontsize=4.2, **written)
+        style.tip(cell, f"{element}: {tip}")
+        ink = "#999999" if not value else "white" if scale(value) < 0.55 else "black"
+        how = {"ha": "center", "va": "center", "color": ink}
+        panel.text(column + 0.47, row + (0.36 if value else 0.5), element, fontsize=6.2, **how)
+        if value:
+            panel.text(column + 0.47, row + 0.72, written, fontsize=4.2, **how)
     for artist in (*panel.texts, *panel.patches):
         artist.set_in_layout(False)  # they are within the panel, and measuring them takes seconds
     panel.set(xlim=(0.9, 19.05), ylim=(10.5, 0.9), aspect="equal")

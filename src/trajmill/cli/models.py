@@ -18,25 +18,27 @@ def train(
     part: Annotated[
         tuple[Path, str, str], typer.Option("--split", metavar="SPLIT TRAIN VAL", help="A split and two of its parts.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for files, checkpoints and the model. Run again to go on.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics, checkpoints and the model. Run again to go on.")],
     where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
     foundation: Annotated[Path | None, typer.Option(help="Model whose weights training starts from.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Processes that write files and load them.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="That train together, one for each GPU of this machine.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that load frames, of each of those.")] = 1,
 ) -> None:
     """Train a MACE model on a part of a dataset, validated on another."""
-    from trajmill.report import print_epoch, print_paths
+    from trajmill.report import TrainingProgress, print_paths
     from trajmill.splits import Split
     from trajmill.training.mace import train as run
     from trajmill.training.recipes import load
 
     chosen = load(recipe, foundation=foundation, epochs=epochs)
     file, *parts = part
-    model = run(
-        wanted_of(on, where, None), Split.load(file), out, chosen, parts=(parts[0], parts[1]), device=device,
-        workers=workers, report=print_epoch,
-    )  # fmt: skip
+    with TrainingProgress() as progress:
+        model = run(
+            wanted_of(on, where, None), Split.load(file), out, chosen, parts=(parts[0], parts[1]), device=device,
+            processes=processes, workers=workers, report=progress.tell,
+        )  # fmt: skip
     print_paths([model])
 
 
@@ -59,6 +61,9 @@ def evaluate(
             "--by", help="Also a table by source, functional, element, 'force range' or step; may be repeated."
         ),
     ] = None,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Also figures of parity and errors, PNG and SVG (extra figures).")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Hold models against DFT: energies, forces, stresses. What was predicted before is not predicted again."""
@@ -70,8 +75,9 @@ def evaluate(
         datasets = {address: dataset.sample(sample) for address, dataset in datasets.items()}
     with RowProgress("evaluate") as progress:
         made = run(
-            models, datasets, out, energy=energy, shift=shift, by=by or [], device=device, report=progress.update
-        )
+            models, datasets, out, energy=energy, shift=shift, by=by or [], plots=plots, device=device,
+            report=progress.update,
+        )  # fmt: skip
     print_paths(made)
     sys.stdout.write(made[0].read_text(encoding="utf-8"))
 
@@ -85,22 +91,51 @@ def relax(
     out: Annotated[Path, typer.Option(help="Parquet file to make, a row a relaxation.")],
     where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
     sample: Annotated[int | None, typer.Option(help="Draw so many whole trajectories.")] = None,
+    inputs: Annotated[
+        str | None, typer.Option(metavar="DATASET", help="Where geometries are that OQMD's relaxations began with.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(metavar="ATOMS", min=1, help="Ask about so many atoms at once; needs torch-sim.")
+    ] = None,
     fmax: Annotated[float, typer.Option(help="eV/A that forces are to fall below.")] = 0.02,
     steps: Annotated[int, typer.Option(help="At most.")] = 500,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Relax by a model from where DFT's relaxations began, and hold the end against DFT's (IS2RS, IS2RE)."""
+    from trajmill.dataset import Dataset
     from trajmill.report import RowProgress, print_relaxations
+    from trajmill.training.batching import Batched
     from trajmill.training.calculators import calculator
     from trajmill.training.relaxing import relax as run
 
     wanted = wanted_of(on, where, None)
     if sample is not None:
         wanted = wanted.sample(sample)
-    total = len(wanted.trajectory_ids())
+    ids = wanted.trajectory_ids()
+    began = None if inputs is None else Dataset(inputs, inputs=True).only(ids)
+    loaded = calculator(model, device=device)
     with RowProgress("relax") as progress:
         found = run(
-            wanted, calculator(model, device=device), out, fmax=fmax, steps=steps,
-            report=lambda done: progress.update(done, total),
+            wanted, loaded if batch is None else Batched(loaded, atoms=batch), out, inputs=began, fmax=fmax,
+            steps=steps, report=lambda done: progress.update(done, len(ids)),
         )  # fmt: skip
     print_relaxations(found, out)
+
+
+@app.command(rich_help_panel="Models")
+def experiment(
+    name: Annotated[str, typer.Argument(help="lemat-appendix-d: the five trainings of the LeMat-Traj paper.")],
+    settings: Annotated[Path, typer.Argument(help="TOML file: where the data are, how many frames, what is changed.")],
+    out: Annotated[Path, typer.Option(help="Folder for data, models, tables and the report. Run again to go on.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    processes: Annotated[int, typer.Option(min=1, help="That train together, one for each GPU of this machine.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that load frames, of each of those.")] = 1,
+) -> None:
+    """Draw subsets of several datasets, train on each, and hold all models against the test sets of all."""
+    from trajmill.report import ExperimentProgress, print_paths
+    from trajmill.training.experiment import load, run
+
+    chosen = load(name, settings)
+    with ExperimentProgress() as progress:
+        made = run(chosen, out, device=device, processes=processes, workers=workers, report=progress.tell_of)
+    print_paths([made])

@@ -14,8 +14,9 @@ def calculator(name: str, *, device: str = "cpu") -> Any:
     """Return the ASE calculator of a model.
 
     Args:
-        name: `chgnet`, `sevennet` (weights that come with their packages), `mace:FILE` (a trained model, also one of
-            `trajmill train`), or `MODULE:CALLABLE`, called without arguments.
+        name: `chgnet`, `sevennet` (weights that come with their packages), `sevennet:NAME` or `sevennet:NAME:MODAL` for
+            others of SevenNet's, `mace:FILE` (a trained model, also one of `trajmill train`), or `MODULE:CALLABLE`,
+            called without arguments, for any other calculator, or a model of torch-sim's.
         device: `cpu` or `cuda`, where the model takes it.
 
     Raises:
@@ -29,7 +30,8 @@ def calculator(name: str, *, device: str = "cpu") -> Any:
         if rest:
             return getattr(import_module(kind), rest)()
     except (ImportError, AttributeError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{name}: cannot be loaded ({type(error).__name__}: {error})") from error
+        why = " ".join(str(error).split())  # on one line
+        raise ModelError(f"{name}: cannot be loaded ({type(error).__name__}: {why})") from error
     raise ModelError(f"no model {name}; there are {', '.join(KNOWN)}, and MODULE:CALLABLE for any ASE calculator")
 
 
@@ -46,7 +48,10 @@ def _chgnet(_: str, device: str) -> Any:
 
 
 def _sevennet(name: str, device: str) -> Any:
-    return require("sevenn.calculator", extra="sevennet").SevenNetCalculator(name or "7net-0", device=device)
+    model, _, modal = name.partition(":")
+    return require("sevenn.calculator", extra="sevennet").SevenNetCalculator(
+        model or "7net-0", device=device, modal=modal or None
+    )
 
 
 KNOWN: dict[str, Callable[[str, str], Any]] = {"mace": _mace, "chgnet": _chgnet, "sevennet": _sevennet}

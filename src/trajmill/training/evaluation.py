@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,11 +11,12 @@ from typing import Any
 
 from trajmill.converting import ENERGIES
 from trajmill.dataset import Dataset
-from trajmill.errors import ModelError
+from trajmill.errors import ModelError, require
 from trajmill.training.calculators import calculator
-from trajmill.training.metrics import METRICS, SHIFTS, Errors, Score, by_group, errors_of, score
+from trajmill.training.metrics import SHIFTS, by_group, errors_of, score
+from trajmill.training.plots import Found, Held, save
 from trajmill.training.predictions import predict
-from trajmill.training.tables import FORMATS, markdown
+from trajmill.training.tables import FORMATS, KEYS, MATRICES, Scores, markdown
 
 GROUPS = ("source", "functional", "element", "force range", "step")
 
@@ -24,26 +24,29 @@ Report = Callable[[int, int], None]
 
 
 def evaluate(
-    models: Sequence[str],
+    models: Sequence[str] | Mapping[str, str],
     datasets: Mapping[str, Dataset],
     out: Path,
     *,
     energy: str = "energy",
     shift: str = "none",
     by: Sequence[str] = (),
+    plots: bool = False,
     device: str = "cpu",
     report: Report = lambda *_: None,
 ) -> list[Path]:
     """Hold models against test sets.
 
     Args:
-        models: names, see `trajmill.training.calculators.calculator`.
+        models: names, see `trajmill.training.calculators.calculator`; or by what they are to be called in tables.
         datasets: test sets by name.
-        out: folder: `predictions/`, a Parquet file for each model and test set, which is not made again, and tables
-            `scores.md`, `.csv`, `.tex`; `failures.md` counts what models said nothing of.
+        out: folder: `predictions/`, a Parquet file for each model and test set, which is not made again; tables:
+            `scores` in Markdown, CSV and LaTeX, `matrix` with test sets as columns in Markdown and LaTeX, `frames.md`
+            of what was asked and not answered.
         energy: what models are held against, `energy` or `energy_corrected`.
         shift: how energies are put on one scale, one of `SHIFTS`; stated in the table.
-        by: groupings, each with a table of its own, of `GROUPS`.
+        by: groupings, each with a table `by_` of its own, of `GROUPS`.
+        plots: whether figures are drawn as well, into `plots/`.
         device: `cpu` or `cuda`.
         report: told frames done and frames in all.
 
@@ -52,8 +55,11 @@ def evaluate(
 
     Raises:
         ModelError: no such model, shift or grouping, or nothing can be written.
+        MissingExtraError: the package of a model, or matplotlib for figures (extra `figures`), is not installed.
     """
     _check(energy, shift, by)
+    if plots:
+        require("matplotlib", extra="figures")  # before models are asked for hours
     folder = out / "predictions"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,19 +67,27 @@ def evaluate(
         raise ModelError(f"{out}: cannot be written ({error.strerror})") from error
     sizes = {name: len(dataset) for name, dataset in datasets.items()}
     total, done = len(models) * sum(sizes.values()), 0
-    found: dict[tuple[str, str], Errors] = {}
-    for model in models:
+    named = models if isinstance(models, Mapping) else {model: model for model in models}
+    frames = {name: dataset.digest(energy) for name, dataset in datasets.items()}
+    found: dict[tuple[str, str], Held] = {}
+    for label, model in named.items():
         loaded: Any = None
         for name, dataset in datasets.items():
-            file = folder / f"{_file_name(model)}--{_file_name(name)}--{_digest(dataset, energy)}.parquet"
+            digest = _digest(model, frames[name], energy)
+            file = folder / f"{_file_name(label)}--{_file_name(name)}--{digest}.parquet"
             if not file.is_file():
                 loaded = loaded or calculator(model, device=device)
                 predict(dataset, loaded, file, energy=energy, name=model, report=partial(_on, report, done, total))
             done += sizes[name]
             report(done, total)
-            found[model, name] = errors_of(file, shift=shift)
-    without = {name: sizes[name] - len(found[models[0], name]) - found[models[0], name].failed for name in datasets}
-    return _write(found, out, energy, shift, by, without)
+            errors = errors_of(file, shift=shift)
+            found[label, name] = Held(file, errors, score(errors))
+    without = {name: sizes[name] - len(its.errors) - its.errors.failed for (_, name), its in found.items()}
+    try:
+        made = _tables(found, out, energy, shift, by, without)
+        return made + (save(found, out / "plots", energy=energy, shift=shift) if plots else [])
+    except OSError as error:
+        raise ModelError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _on(report: Report, before: int, total: int, done: int) -> None:
@@ -86,60 +100,43 @@ def _check(energy: str, shift: str, by: Sequence[str]) -> None:
             raise ModelError(f"no {what} {wrong[0]}; there are {', '.join(known)}")
 
 
-def _write(
-    found: Mapping[tuple[str, str], Errors],
-    out: Path,
-    energy: str,
-    shift: str,
-    by: Sequence[str],
-    without: Mapping[str, int],
+def _tables(
+    found: Found, out: Path, energy: str, shift: str, by: Sequence[str], without: Mapping[str, int]
 ) -> list[Path]:
     """Write the tables."""
-    scores = {key: score(errors) for key, errors in found.items()}
-    made = []
-    for suffix, form in FORMATS.items():
-        made.append(out / f"scores.{suffix}")
-        made[-1].write_text(form(scores), encoding="utf-8")
-    rows = [
-        [*key, f"{len(e):,}", f"{without[key[1]]:,}", f"{e.failed:,}", f"{e.undefined:,}", energy, shift]
-        for key, e in found.items()
-    ]
-    head = (
-        "model",
-        "test set",
-        "frames",
-        "without an energy",
-        "no answer",
-        "atoms without an angle",
-        "energy",
-        "shift of energies",
-    )
-    made.append(out / "frames.md")
-    made[-1].write_text(markdown(head, rows), encoding="utf-8")
+    scores: Scores = {key: its.scores for key, its in found.items()}
+    texts = {f"scores.{suffix}": form(KEYS, scores) for suffix, form in FORMATS.items()}
+    texts |= {f"matrix.{suffix}": form(scores) for suffix, form in MATRICES.items()}
+    texts["frames.md"] = _frames(found, energy, shift, without)
     for name in by:
-        groups = {key: by_group(errors, name) for key, errors in found.items()}
-        lines = [
-            [*key, label, *(_short(s[metric]) for metric in METRICS)]
-            for key, of_groups in groups.items()
-            for label, s in of_groups.items()
-        ]
-        made.append(out / f"by_{name.replace(' ', '_')}.md")
-        made[-1].write_text(markdown(("model", "test set", name, *METRICS.values()), lines), encoding="utf-8")
-    return made
+        groups: Scores = {
+            (*key, label): of_group
+            for key, its in found.items()
+            for label, of_group in by_group(its.errors, name).items()
+        }
+        file = f"by_{name.replace(' ', '_')}"
+        texts |= {f"{file}.{suffix}": form((*KEYS, name), groups) for suffix, form in FORMATS.items()}
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return [out / name for name in texts]
 
 
-def _short(s: Score) -> str:
-    return f"{s.value:.4g}" if s.value == s.value else "-"
+def _frames(found: Found, energy: str, shift: str, without: Mapping[str, int]) -> str:
+    """Say how many frames there are, and how energies were held against each other."""
+    head = (
+        *KEYS, "frames", "without an energy", "no answer", "atoms without an angle", "energy", "shift of energies"
+    )  # fmt: skip
+    counts = {key: (len(e), without[key[1]], e.failed, e.undefined) for key, (_, e, _) in found.items()}
+    rows = [[*key, *(f"{n:,}" for n in its), energy, shift] for key, its in counts.items()]
+    return markdown(head, rows)
 
 
 def _file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text).strip("_")[-60:]
 
 
-def _digest(dataset: Dataset, energy: str) -> str:
-    """Return what tells the frames that were asked about from others."""
-    ids = hashlib.sha256(json.dumps(energy).encode())
-    for batch in dataset.batches(columns=["id", energy]):
-        ids.update("\n".join(map(str, batch["id"].to_pylist())).encode())
-        ids.update(json.dumps(batch[energy].to_pylist()).encode())
-    return ids.hexdigest()[:12]
+def _digest(model: str, frames: str, energy: str) -> str:
+    """Return what tells predictions from others: weights in a file, or the name of the model, and what it was asked."""
+    kind, _, place = model.partition(":")
+    weights = Path(place).read_bytes() if place and Path(place).is_file() else place.encode()
+    return hashlib.sha256(f"{kind} {frames} {energy} ".encode() + weights).hexdigest()[:12]

@@ -84,10 +84,13 @@ def train(
     if new := _elements(valid_set) - elements:
         raise ModelError(f"{parts[1]} has {min(new)}, which {parts[0]} has not")
     _begin(out, _card(recipe, train_set, valid_set, split, parts, device, processes))
+    model = out / f"{recipe.name}.model"
+    if model.is_file():  # it is written last
+        return model
     task = _task(train_set, valid_set, out, recipe, device, workers)
     (out / TASK).write_bytes(pickle.dumps(task))
     _run(out, processes, report)
-    return out / f"{recipe.name}.model"
+    return model
 
 
 def metrics(out: Path) -> list[Steps | Epoch]:

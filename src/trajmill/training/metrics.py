@@ -61,7 +61,8 @@ class Errors:
 
     Attributes:
         trajectory: (n,) index of the trajectory of each frame.
-        energy: (n,) absolute error, meV/atom.
+        energy_dft: (n,) eV/atom.
+        energy_model: (n,) eV/atom, on DFT's scale if there is a shift.
         sums: by metric of atoms and components, (n,) sum and (n,) number.
         groups: by name, what frames are grouped by.
         undefined: atoms whose force, by DFT or the model, is exactly 0, so that there is no angle between them.
@@ -69,14 +70,20 @@ class Errors:
     """
 
     trajectory: IntArray
-    energy: FloatArray
+    energy_dft: FloatArray
+    energy_model: FloatArray
     sums: dict[str, tuple[FloatArray, FloatArray]]
     groups: dict[str, Grouping]
     undefined: int
     failed: int
 
     def __len__(self) -> int:
-        return len(self.energy)
+        return len(self.trajectory)
+
+    @property
+    def energy(self) -> FloatArray:
+        """(n,) absolute error, meV/atom."""
+        return 1000 * np.abs(self.energy_model - self.energy_dft)
 
 
 @dataclass(frozen=True)
@@ -111,15 +118,16 @@ def errors_of(path: Path, *, shift: str = "none") -> Errors:
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ModelError(f"{path}: no predictions of trajmill ({error})") from error
     numbers, owner, n_atoms = _atoms(answered)
-    difference = answered["energy_predicted"].to_numpy() - answered["energy"].to_numpy()
+    energy, asked = (answered[name].to_numpy() for name in ("energy", "energy_predicted"))
     if shift == "composition" and len(answered):
-        difference = difference - _fitted(numbers, owner, difference)
-    forces, predicted = (_flat(answered[name]).reshape(-1, 3) for name in ("forces", "forces_predicted"))
+        asked = asked - _fitted(numbers, owner, asked - energy)
+    forces, predicted = (flat(answered[name]).reshape(-1, 3) for name in ("forces", "forces_predicted"))
     sums, undefined = _of_forces(forces, predicted, owner, len(answered))
     sums["stress_mae"] = _of_stress(answered)
     return Errors(
         trajectory=_codes(answered["trajectory_id"]),
-        energy=1000 * np.abs(difference) / np.maximum(n_atoms, 1),
+        energy_dft=energy / n_atoms,
+        energy_model=asked / n_atoms,
         sums=sums,
         groups=_groups(answered, forces, owner),
         undefined=undefined,
@@ -175,10 +183,11 @@ def by_group(errors: Errors, name: str, **options: Any) -> dict[str, dict[str, S
 def _atoms(table: pa.Table) -> tuple[IntArray, IntArray, IntArray]:
     """Return the atomic number of each atom, the frame it is of, and how many a frame has."""
     lengths = pc.list_value_length(table["numbers"]).to_numpy()
-    return _flat(table["numbers"]).astype(np.int64), np.repeat(np.arange(len(table)), lengths), lengths
+    return flat(table["numbers"]).astype(np.int64), np.repeat(np.arange(len(table)), lengths), lengths
 
 
-def _flat(column: pa.ChunkedArray) -> Any:
+def flat(column: pa.ChunkedArray | pa.Array) -> Any:
+    """Return the numbers of a column of lists, or of lists of lists, after each other."""
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(values, pa.ChunkedArray):  # none
         return np.zeros(0)
@@ -225,7 +234,7 @@ def _of_stress(table: pa.Table) -> tuple[FloatArray, FloatArray]:
     its = table.filter(pa.array(known))
     total = np.zeros(len(table))
     if known.any():
-        pair = (_flat(its[name]).reshape(-1, 6) for name in ("stress", "stress_predicted"))
+        pair = (flat(its[name]).reshape(-1, 6) for name in ("stress", "stress_predicted"))
         total[known] = 1000 * np.abs(np.subtract(*pair)).mean(axis=1)
     return total, known.astype(float)
 

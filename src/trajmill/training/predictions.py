@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trajmill.dataset import Dataset
-from trajmill.errors import ModelError, require
+from trajmill.errors import ModelError
 from trajmill.schema import FLOATS, MATRIX, parquet_options
-from trajmill.trajectory import FloatArray, Trajectory
+from trajmill.training.batching import Answer, Model, model_of
+from trajmill.trajectory import Trajectory
 from trajmill.units import to_voigt
+from trajmill.views import Geometry
 
 SCHEMA = pa.schema(
     [
@@ -45,13 +47,13 @@ Report = Callable[[int], None]
 def predict(
     dataset: Dataset, model: Any, out: Path, *, energy: str = "energy", name: str = "", report: Report = lambda _: None
 ) -> Path:
-    """Ask a model about every frame.
+    """Ask a model about every frame, many at once where it can.
 
     A frame that the model cannot do (an element it does not know) is a row with the reason, and is counted.
 
     Args:
         dataset: frames with energies.
-        model: an ASE calculator.
+        model: an ASE calculator, or another that `trajmill.training.batching.model_of` takes.
         out: Parquet file to make.
         energy: what it is held against, `energy` or `energy_corrected`; frames without it are left out.
         name: of the model, kept in the file.
@@ -65,7 +67,7 @@ def predict(
     done = 0
     try:
         with pq.ParquetWriter(aside, schema, **parquet_options(schema)) as writer:
-            for rows in _batched(_rows(dataset, model, energy)):
+            for rows in _together(_rows(dataset, model_of(model), energy)):
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 done += len(rows)
                 report(done)
@@ -77,23 +79,35 @@ def predict(
     return out
 
 
-def _rows(dataset: Dataset, model: Any, energy: str) -> Iterator[dict[str, Any]]:
-    ase = require("ase", extra="ase")
+def _rows(dataset: Dataset, model: Model, energy: str) -> Iterator[dict[str, Any]]:
+    facts: list[dict[str, Any]] = []
+    geometries: list[Geometry] = []
+    n_atoms = 0
+    for of_frame, geometry in _frames(dataset, energy):
+        facts.append(of_frame)
+        geometries.append(geometry)
+        n_atoms += len(geometry.numbers)
+        if n_atoms >= model.atoms_at_once:
+            yield from _asked(model, facts, geometries)
+            facts, geometries, n_atoms = [], [], 0
+    if facts:
+        yield from _asked(model, facts, geometries)
+
+
+def _frames(dataset: Dataset, energy: str) -> Iterator[tuple[dict[str, Any], Geometry]]:
+    """Yield what is known of each frame with an energy, and its geometry."""
     for t in dataset.trajectories():
         energies = getattr(t, energy)
         for i in range(len(t)):
             if energies is None or not np.isfinite(energies[i]):
                 continue
-            atoms = ase.Atoms(numbers=t.numbers, positions=t.positions[i], cell=t.lattice[i], pbc=True)
-            found, failure = _asked(model, atoms)
             stress = to_voigt(t.stress[i])
-            yield _facts(t, i) | {
+            facts = _facts(t, i) | {
                 "energy": float(energies[i]),
                 "forces": t.forces[i].tolist(),
                 "stress": stress.tolist() if np.isfinite(stress).all() else None,
-                "failure": failure,
-                **found,
             }
+            yield facts, Geometry(t.numbers, t.lattice[i], t.positions[i])
 
 
 def _facts(t: Trajectory, frame: int) -> dict[str, Any]:
@@ -108,28 +122,23 @@ def _facts(t: Trajectory, frame: int) -> dict[str, Any]:
     }
 
 
-def _asked(model: Any, atoms: Any) -> tuple[dict[str, Any], str | None]:
-    """Return what the model says, or why it says nothing."""
-    atoms.calc = model
-    try:
-        forces: FloatArray = np.asarray(atoms.get_forces(), float)
-        energy = float(atoms.get_potential_energy())
-        # the one that the forces are the gradient of, where the model tells it from another
-        energy = float(model.results.get("free_energy", energy))
-        stress = np.asarray(atoms.get_stress(voigt=True), float) if "stress" in model.implemented_properties else None
-    except Exception as error:  # noqa: BLE001 (models raise anything)
-        return {}, f"{type(error).__name__}: {error}"[:300]
-    if not (np.isfinite(energy) and np.isfinite(forces).all()):
-        return {}, "energy or forces that are not finite"
-    known = stress is not None and np.isfinite(stress).all()
+def _asked(model: Model, facts: list[dict[str, Any]], geometries: list[Geometry]) -> Iterator[dict[str, Any]]:
+    """Yield facts with what the model says, or why it says nothing."""
+    for of_frame, answer in zip(facts, model.predict(geometries), strict=True):
+        yield of_frame | _predicted(answer)
+
+
+def _predicted(answer: Answer) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return {"failure": answer}
     return {
-        "energy_predicted": energy,
-        "forces_predicted": forces.tolist(),
-        "stress_predicted": stress.tolist() if known and stress is not None else None,
-    }, None
+        "energy_predicted": answer.energy,
+        "forces_predicted": answer.forces.tolist(),
+        "stress_predicted": None if answer.stress is None else to_voigt(answer.stress).tolist(),
+    }
 
 
-def _batched(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _together(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     held = []
     for row in rows:
         held.append(row)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trajmill.errors import ModelError
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Of a file of settings: keys that it does not know are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class Weights(NamedTuple):
@@ -23,7 +29,7 @@ class Weights(NamedTuple):
     stress: float
 
 
-class Architecture(_Section):
+class Architecture(Section):
     """Of MACE."""
 
     r_max: float = Field(6.0, gt=0, description="A, cut-off")
@@ -35,7 +41,7 @@ class Architecture(_Section):
     num_radial_basis: int = Field(8, ge=1)
 
 
-class StageTwo(_Section):
+class StageTwo(Section):
     """From some epoch on, other weights."""
 
     start: int = Field(ge=1, description="epoch, from 0")
@@ -43,7 +49,7 @@ class StageTwo(_Section):
     lr: float = Field(8e-4, gt=0)
 
 
-class TrainingRecipe(_Section):
+class TrainingRecipe(Section):
     """A training with MACE. Defaults are those of the LeMat-Traj paper's first stage."""
 
     name: str = Field("model", pattern=r"^[A-Za-z0-9_-]+$")
@@ -66,6 +72,12 @@ class TrainingRecipe(_Section):
         if path is not None and not path.is_file():
             raise ValueError(f"{path} is not there")
         return path
+
+    @model_validator(mode="after")
+    def _begins_in_time(self) -> Self:
+        if self.stage_two and self.stage_two.start >= self.epochs:
+            raise ValueError(f"stage_two.start: there are but {self.epochs} epochs")
+        return self
 
 
 BUILT_IN: dict[str, dict[str, Any]] = {
@@ -92,17 +104,25 @@ def load(name: str, **changes: Any) -> TrainingRecipe:
     given = {key: value for key, value in changes.items() if value is not None}
     try:
         content = BUILT_IN[name] if name in BUILT_IN else tomllib.loads(Path(name).read_text(encoding="utf-8"))
-        recipe = TrainingRecipe(**{**content, **given})
+        recipe = checked(TrainingRecipe, {**content, **given}, name)
     except FileNotFoundError as error:
         raise ModelError(f"no recipe {name}; there are {', '.join(BUILT_IN)}, or name a TOML file") from error
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ModelError(f"{name}: cannot be read ({error})") from error
+    if name in NEED_FOUNDATION and recipe.foundation is None:
+        raise ModelError(f"{name}: say which model it goes on from (--foundation FILE)")
+    return recipe
+
+
+def checked(kind: type[S], content: Mapping[str, Any], origin: str) -> S:
+    """Read settings.
+
+    Raises:
+        ModelError: they make no sense; names the origin, the key and what is wrong.
+    """
+    try:
+        return kind(**content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ModelError(f"{name}: {place}: {first['msg']}") from error
-    if name in NEED_FOUNDATION and recipe.foundation is None:
-        raise ModelError(f"{name}: say which model it goes on from (--foundation FILE)")
-    if recipe.stage_two and recipe.stage_two.start >= recipe.epochs:
-        raise ModelError(f"{name}: stage_two.start: there are but {recipe.epochs} epochs")
-    return recipe
+        raise ModelError(f"{origin}: {place or 'settings'}: {first['msg']}") from error

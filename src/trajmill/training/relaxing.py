@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trajmill.dataset import Dataset
-from trajmill.errors import ModelError, require
+from trajmill.errors import ModelError
 from trajmill.matching import Geometry, to_structure
-from trajmill.trajectory import FloatArray
+from trajmill.training.batching import model_of
+from trajmill.training.fire import End, relax_all
 from trajmill.views import Geometry as Cell
-from trajmill.views import relaxations
+from trajmill.views import Relaxation, relaxations
 
 FMAX, STEPS = 0.02, 500
 """eV/A that forces (and the stress, times the cell) are to fall below, and steps that are allowed."""
@@ -94,7 +95,8 @@ def relax(
 
     Args:
         dataset: whole trajectories.
-        model: an ASE calculator.
+        model: an ASE calculator, or another that `trajmill.training.batching.model_of` takes: what it does in batches
+            is relaxed in batches.
         out: Parquet file to make, a row a relaxation.
         inputs: geometries without labels that relaxations began with; see `trajmill.views.relaxations`.
         fmax: eV/A.
@@ -104,12 +106,13 @@ def relax(
     Raises:
         ModelError: the file cannot be written, or there is nothing to relax.
     """
-    found = []
-    for relaxed in _all(dataset, model, inputs, fmax, steps):
-        found.append(relaxed)
-        report(len(found))
-    if not found:
+    ended: dict[int, Relaxed] = {}
+    for place, relaxed in _all(dataset, model, inputs, fmax, steps):
+        ended[place] = relaxed
+        report(len(ended))
+    if not ended:
         raise ModelError("no trajectory has a first and a last geometry; there is nothing to relax")
+    found = [ended[place] for place in sorted(ended)]
     try:
         pq.write_table(pa.Table.from_pylist([asdict(r) for r in found], _SCHEMA), out)
     except OSError as error:
@@ -146,45 +149,45 @@ def summary(found: list[Relaxed]) -> Summary:
     )
 
 
-def _all(dataset: Dataset, model: Any, inputs: Dataset | None, fmax: float, steps: int) -> Iterator[Relaxed]:
+def _all(
+    dataset: Dataset, model: Any, inputs: Dataset | None, fmax: float, steps: int
+) -> Iterator[tuple[int, Relaxed]]:
+    """Yield relaxations as they end, each with its place in the dataset."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     matcher = StructureMatcher()
-    for r in relaxations(dataset, inputs):
-        try:
-            end, energy, n, converged = _run(model, r.first, fmax, steps)
-        except Exception as error:  # noqa: BLE001 (models raise anything)
-            yield Relaxed(r.id, converged=False, steps=0, failure=f"{type(error).__name__}: {error}"[:300])
-            continue
-        last: Geometry = (r.last.lattice, r.last.positions, r.last.numbers)
-        distances = matcher.get_rms_dist(to_structure(end), to_structure(last))
-        volume, volume_dft = (abs(float(np.linalg.det(lattice))) for lattice, *_ in (end, last))
-        yield Relaxed(
-            r.id,
-            converged=converged,
-            steps=n,
-            energy_error=(energy - r.energy) / len(r.last.numbers),
-            rmsd=None if distances is None else float(distances[0]),
-            volume_change=volume / volume_dft - 1,
-            space_group=_space_group(end),
-            space_group_dft=_space_group(last),
-        )
+    begun: dict[int, Relaxation] = {}
+
+    def firsts() -> Iterator[Cell]:
+        for place, relaxation in enumerate(relaxations(dataset, inputs)):
+            begun[place] = relaxation
+            yield relaxation.first
+
+    for place, end in relax_all(model_of(model), firsts(), fmax=fmax, steps=steps):
+        yield place, _compared(begun.pop(place), end, matcher)
 
 
-def _run(model: Any, first: Cell, fmax: float, steps: int) -> tuple[Geometry, float, int, bool]:
-    """Relax one geometry; return where it ends, its energy, the steps it took, and whether it converged."""
-    ase = require("ase", extra="ase")
-    fire = require("ase.optimize", extra="ase").FIRE
-    cell_too = require("ase.filters", extra="ase").FrechetCellFilter
-    atoms = ase.Atoms(numbers=first.numbers, positions=first.positions, cell=first.lattice, pbc=True)
-    atoms.calc = model
-    optimiser = fire(cell_too(atoms), logfile=None)
-    converged = bool(optimiser.run(fmax=fmax, steps=steps))
-    energy = float(atoms.get_potential_energy())
-    if not (math.isfinite(energy) and np.isfinite(atoms.positions).all()):
-        raise ValueError("the relaxation ran away")
-    lattice: FloatArray = np.array(atoms.cell[:])
-    return (lattice, atoms.positions.copy(), first.numbers), energy, int(optimiser.nsteps), converged
+def _compared(r: Relaxation, end: End, matcher: Any) -> Relaxed:
+    """Hold the model's end against DFT's."""
+    if end.failure is not None:
+        return Relaxed(r.id, converged=False, steps=end.steps, failure=end.failure)
+    mine, theirs = _geometry(end.geometry), _geometry(r.last)
+    distances = matcher.get_rms_dist(to_structure(mine), to_structure(theirs))
+    volume, volume_dft = (abs(float(np.linalg.det(lattice))) for lattice, *_ in (mine, theirs))
+    return Relaxed(
+        r.id,
+        converged=end.converged,
+        steps=end.steps,
+        energy_error=(end.energy - r.energy) / len(r.last.numbers),
+        rmsd=None if distances is None else float(distances[0]),
+        volume_change=volume / volume_dft - 1,
+        space_group=_space_group(mine),
+        space_group_dft=_space_group(theirs),
+    )
+
+
+def _geometry(cell: Cell) -> Geometry:
+    return cell.lattice, cell.positions, cell.numbers
 
 
 def _space_group(geometry: Geometry) -> int | None:

@@ -5,63 +5,90 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from trajmill.training.metrics import METRICS, Score
 
-Scores = Mapping[tuple[str, str], Mapping[str, Score]]
-"""By model and test set, every metric."""
+Scores = Mapping[tuple[str, ...], Mapping[str, Score]]
+"""Every metric by what it is of: a model and a test set, and a group of frames where there are groups."""
+
+Rows = Sequence[Sequence[str]]
+
+KEYS = ("model", "test set")
 
 
-def rows_of(scores: Scores) -> list[list[str]]:
-    """Return the table: a row for each model and test set, a column for each metric with its interval."""
-    return [[model, test, *(_shown(name, found[name]) for name in METRICS)] for (model, test), found in scores.items()]
+def table(keys: Sequence[str], scores: Scores) -> tuple[list[str], Rows]:
+    """Return head and rows: a column for each key and for each metric with its interval."""
+    rows = [[*its, *(shown(name, found[name]) for name in METRICS)] for its, found in scores.items()]
+    return [*keys, *METRICS.values()], rows
 
 
-HEAD = ("model", "test set", *METRICS.values())
+def matrix(scores: Scores, metric: str) -> tuple[list[str], Rows]:
+    """Return head and rows of one metric with its interval: models below each other, test sets beside each other."""
+    models, tests = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True))
+    rows = [[model, *(shown(metric, scores[model, test][metric]) for test in tests)] for model in models]
+    return ["model", *tests], rows
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Rows) -> str:
     """Write a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a LaTeX table, for the package booktabs."""
+def latex(head: Sequence[str], rows: Rows, texts: int) -> str:
+    """Write a LaTeX table, for the package booktabs; the first so many columns are text."""
     lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (head, *rows)]
-    body = [r"\begin{tabular}{ll" + "r" * (len(head) - 2) + "}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
-    return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
+    columns = "l" * texts + "r" * (len(head) - texts)
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([*body, r"\end{tabular}", ""])
 
 
-def comma_separated(scores: Scores) -> str:
-    """Write every number, in full: a row for each model, test set and metric."""
+def comma_separated(keys: Sequence[str], scores: Scores) -> str:
+    """Write every number, in full: a row for each metric of each model and test set."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("model", "test_set", "metric", "value", "low", "high"))
-    for (model, test), found in scores.items():
+    writer.writerow([*(key.replace(" ", "_") for key in keys), "metric", "value", "low", "high"])
+    for its, found in scores.items():
         for name, s in found.items():
-            writer.writerow((model, test, name, *("" if math.isnan(x) else repr(x) for x in (s.value, s.low, s.high))))
+            writer.writerow((*its, name, *("" if math.isnan(x) else repr(x) for x in (s.value, s.low, s.high))))
     return out.getvalue()
 
 
-FORMATS: dict[str, Callable[[Scores], str]] = {
-    "md": lambda scores: markdown(HEAD, rows_of(scores)),
+FORMATS: dict[str, Callable[[Sequence[str], Scores], str]] = {
+    "md": lambda keys, scores: markdown(*table(keys, scores)),
     "csv": comma_separated,
-    "tex": lambda scores: latex(HEAD, rows_of(scores)),
+    "tex": lambda keys, scores: latex(*table(keys, scores), len(keys)),
 }
 """By suffix of the file."""
 
+MATRICES: dict[str, Callable[[Scores], str]] = {
+    "md": lambda scores: "\n".join(f"## {METRICS[name]}\n\n{markdown(*matrix(scores, name))}" for name in METRICS),
+    "tex": lambda scores: "\n".join(_captioned(METRICS[name], latex(*matrix(scores, name), 1)) for name in METRICS),
+}
+"""By suffix of the file: a matrix for each metric, below each other. As CSV the numbers are in the table of scores."""
 
-def _shown(name: str, s: Score) -> str:
+
+def shown(metric: str, s: Score) -> str:
+    """Write a score with its interval, in digits that say something."""
     if math.isnan(s.value):
         return "-"
-    digits = 3 if "cosine" in name else 1
+    digits = 3 if "cosine" in metric else 1
     interval = "" if math.isnan(s.low) else f" ({s.low:.{digits}f} to {s.high:.{digits}f})"
     return f"{s.value:.{digits}f}{interval}"
 
 
+def _captioned(caption: str, tabular: str) -> str:
+    return f"\\begin{{table}}\n\\centering\n\\caption{{{_escaped(caption)}}}\n{tabular}\\end{{table}}\n"
+
+
+_SIGNS = str.maketrans(
+    {sign: "\\" + sign for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+)
+
+
 def _escaped(text: str) -> str:
-    for sign in "\\&%$#_{}":
-        text = text.replace(sign, "\\" + sign if sign != "\\" else r"\textbackslash ")
-    return text.replace("|F| >", "$|F| >$").replace("^3", "$^3$").replace("/A", r"/\AA ")
+    text = text.translate(_SIGNS).replace("|F| >", "$|F| >$")
+    return re.sub(r"eV/A\b", r"eV/\\AA{}", text).replace(r"\AA{}\textasciicircum{}3", r"\AA$^3$")
