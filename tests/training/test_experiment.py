@@ -14,6 +14,7 @@ import pytest
 import trajmill
 from emt import SMALL, run_of_emt
 from factories import make_store
+from making import DATA
 from trajmill.converting import convert
 from trajmill.errors import ModelError
 from trajmill.training.experiment import EXPERIMENTS, Stage, load, run
@@ -191,3 +192,10 @@ def test_settings_that_make_no_sense(settings, tmp_path, change, reason):
 def test_an_experiment_that_is_none(settings):
     with pytest.raises(ModelError, match="no experiment lemat; there are lemat-appendix-d"):
         load("lemat", settings)
+
+
+def test_the_settings_of_the_page_on_experiments(tmp_path):
+    page = (DATA.parents[1] / "docs/use/experiment.md").read_text("utf-8")
+    (tmp_path / "settings.toml").write_text(re.search(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1])
+    found = load("lemat-appendix-d", tmp_path / "settings.toml")
+    assert (found.frames.train, found.recipe["stage_two"]["start"], found.tuning["epochs"]) == (1_000_000, 30, 10)

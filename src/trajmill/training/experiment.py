@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from trajmill.dataset import Dataset
-from trajmill.errors import ModelError
+from trajmill.errors import ModelError, require
 from trajmill.splits import Split
 from trajmill.subsets import LEMAT_TRAJ, draw
 from trajmill.training.curves import curves
@@ -160,7 +160,9 @@ def run(
     Raises:
         ModelError: the folder is of another experiment, or a training failed.
         TrajmillError: a dataset cannot be read, or has too few frames.
+        MissingExtraError: MACE or matplotlib is not installed (extras `mace` and `figures`).
     """
+    require("matplotlib", extra="figures")  # before models are trained for days
     _begin(experiment, out)
     for name in experiment.data:
         report(Stage("draw", name), None)
