@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from emt import SMALL, run_of_emt
 from factories import make_store, make_trajectory
 from making import DATA
 from trajmill.errors import MissingExtraError, ModelError
+from trajmill.locking import Lock
 from trajmill.splits import Split, split
 from trajmill.training.evaluation import evaluate
 from trajmill.training.mace import metrics, train
@@ -47,6 +50,11 @@ def stopped_after(n):
             raise KeyboardInterrupt
 
     return report
+
+
+def trajmill_cli(*arguments):
+    command = [sys.executable, "-m", "trajmill.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
 SPEED = {"frames_per_s": None, "waited": None}
@@ -102,14 +110,30 @@ class TestTraining:
         train(dataset, parts, folder / "whole-2", chosen, workers=2)
         same(metrics(folder / "killed-2"), metrics(folder / "whole-2"))
 
-    def test_two_processes_train_together(self, data):
-        dataset, parts, folder = data
-        model = train(dataset, parts, folder / "together", recipe(epochs=2), processes=2)
-        assert model.is_file()
+    def test_two_processes_train_together_from_the_command_line(self, data):
+        _, parts, folder = data
+        parts.save(folder / "split.parquet")
+        lines = ["epochs = 2", "batch_size = 4", "lr = 0.01", "[model]", *(f"{k} = {v}" for k, v in SMALL.items())]
+        (folder / "small.toml").write_text("\n".join(lines))
+        found = trajmill_cli(
+            "train", folder / "small.toml", "--on", folder / "store", "--split", folder / "split.parquet", "train",
+            "val", "--out", folder / "together", "--processes", 2,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        assert found.stdout.split() == [str(folder / "together/model.model")]
+        assert [line.split(":")[0] for line in found.stderr.splitlines()] == [
+            "epoch before the first", "epoch 0", "epoch 1"
+        ]  # fmt: skip
         rows = metrics(folder / "together")
         assert [row.steps for row in rows if isinstance(row, Steps)] == [6] * 12, "24 frames each"
         epochs = [row for row in rows if isinstance(row, Epoch)]
         assert epochs[-1].force_rmse < epochs[0].force_rmse
+
+    def test_two_trainings_do_not_share_a_folder(self, data):
+        dataset, parts, folder = data
+        (folder / "shared").mkdir()
+        with Lock(folder / "shared/.lock"), pytest.raises(ModelError, match=r"process \d+ trains here"):
+            train(dataset, parts, folder / "shared", recipe())
 
     def test_fine_tuning_begins_where_training_ended(self, data, trained):
         dataset, parts, folder = data

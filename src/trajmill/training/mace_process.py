@@ -37,6 +37,7 @@ from torch_ema import ExponentialMovingAverage
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from trajmill.errors import ModelError, TrajmillError
+from trajmill.locking import Lock
 from trajmill.mace_data import ToGraphs
 from trajmill.pieces import Pieces
 from trajmill.torch_data import FrameStream
@@ -47,6 +48,9 @@ STATE, BEST = "state.pt", "best.pt"
 
 ROWS = 100
 """Rows on training that an epoch has, about."""
+
+PATIENCE = 10
+"""s to wait for another training in the same folder; workers of one that was killed see it after 5."""
 
 HEADS = ["Default"]
 
@@ -296,13 +300,25 @@ def main() -> None:
     device = _begun(task.device)
     torch.set_default_dtype(getattr(torch, task.recipe.dtype))
     torch.manual_seed(task.recipe.seed)
+    first = not distributed.is_initialized() or distributed.get_rank() == 0
     try:
-        Training(out, task, device).run()
+        with _alone(out) if first else nullcontext():
+            Training(out, task, device).run()
     except TrajmillError as error:
         sys.exit(str(error))
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _alone(out: Path) -> Lock:
+    """Lock the folder; one whose `trajmill train` was killed ends soon, since nobody listens to it any more."""
+    for _ in range(PATIENCE):
+        lock = Lock(out / ".lock")
+        if lock.holder is None:
+            return lock
+        time.sleep(1)
+    raise ModelError(f"{out}: process {lock.holder} trains here; wait for it, or end it")
 
 
 def _begun(device: str) -> torch.device:
