@@ -15,6 +15,7 @@ import trajmill
 from emt import SMALL, run_of_emt
 from factories import make_store, make_trajectory
 from making import DATA
+from servers import slurm
 from trajmill.errors import MissingExtraError, ModelError
 from trajmill.locking import Lock
 from trajmill.splits import Split, split
@@ -128,6 +129,21 @@ class TestTraining:
         assert [row.steps for row in rows if isinstance(row, Steps)] == [6] * 12, "24 frames each"
         epochs = [row for row in rows if isinstance(row, Epoch)]
         assert epochs[-1].force_rmse < epochs[0].force_rmse
+
+    def test_slurm_starts_them(self, data, tmp_path):
+        dataset, parts, folder = data
+        out, srun = folder / "srun", ("srun", "--ntasks=2", "--overcommit", "--immediate=60")
+        with slurm.running(tmp_path / "slurm"):
+            train(dataset, parts, out, recipe(epochs=1), launcher=srun)
+        assert [row.steps for row in metrics(out) if isinstance(row, Steps)] == [6] * 6, "24 frames each"
+        assert (out / "model.model").is_file()
+
+    def test_a_launcher_that_says_nothing(self, data):
+        dataset, parts, folder = data
+        with pytest.raises(ModelError, match="says neither RANK and WORLD_SIZE, as torchrun does, nor what SLURM"):
+            train(dataset, parts, folder / "env", recipe(), launcher=["env"])
+        with pytest.raises(ModelError, match="to the launcher, not to trajmill as well"):
+            train(dataset, parts, folder / "env", recipe(), launcher=["env"], processes=2)
 
     def test_two_trainings_do_not_share_a_folder(self, data):
         dataset, parts, folder = data

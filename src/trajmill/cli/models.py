@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     processes: Annotated[int, typer.Option(min=1, help="That train together, one for each GPU of this machine.")] = 1,
+    launcher: Annotated[
+        str, typer.Option(metavar="COMMAND", help="That starts the processes instead: 'srun --nodes=2 ...'.")
+    ] = "",
     workers: Annotated[int, typer.Option(min=1, help="Processes that load frames, of each of those.")] = 1,
 ) -> None:
     """Train a MACE model on a part of a dataset, validated on another."""
@@ -37,7 +41,7 @@ def train(
     with TrainingProgress() as progress:
         model = run(
             wanted_of(on, where, None), Split.load(file), out, chosen, parts=(parts[0], parts[1]), device=device,
-            processes=processes, workers=workers, report=progress.tell,
+            processes=processes, launcher=shlex.split(launcher), workers=workers, report=progress.tell,
         )  # fmt: skip
     print_paths([model])
 
@@ -129,6 +133,9 @@ def experiment(
     out: Annotated[Path, typer.Option(help="Folder for data, models, tables and the report. Run again to go on.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     processes: Annotated[int, typer.Option(min=1, help="That train together, one for each GPU of this machine.")] = 1,
+    launcher: Annotated[
+        str, typer.Option(metavar="COMMAND", help="That starts the processes instead: 'srun --nodes=2 ...'.")
+    ] = "",
     workers: Annotated[int, typer.Option(min=1, help="Processes that load frames, of each of those.")] = 1,
 ) -> None:
     """Draw subsets of several datasets, train on each, and hold all models against the test sets of all."""
@@ -137,5 +144,8 @@ def experiment(
 
     chosen = load(name, settings)
     with ExperimentProgress() as progress:
-        made = run(chosen, out, device=device, processes=processes, workers=workers, report=progress.tell_of)
+        made = run(
+            chosen, out, device=device, processes=processes, launcher=shlex.split(launcher), workers=workers,
+            report=progress.tell_of,
+        )  # fmt: skip
     print_paths([made])

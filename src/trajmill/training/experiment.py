@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -140,6 +140,7 @@ def run(
     *,
     device: str = "cpu",
     processes: int = 1,
+    launcher: Sequence[str] = (),
     workers: int = 1,
     report: Report = lambda *_: None,
 ) -> Path:
@@ -151,6 +152,7 @@ def run(
             predictions, tables and figures, and `report.md`.
         device: `cpu` or `cuda`.
         processes: that train together, one for each GPU.
+        launcher: command that starts them instead.
         workers: processes that load frames, of each of those.
         report: told how far it is.
 
@@ -175,7 +177,7 @@ def run(
         file = out / "data" / f"{training.on}.parquet"
         model = train(
             Dataset(file), Split.load(_split(file)), out / "models" / name, _recipe(experiment, name, begun),
-            device=device, processes=processes, workers=workers, report=partial(report, stage),
+            device=device, processes=processes, launcher=launcher, workers=workers, report=partial(report, stage),
         )  # fmt: skip
         models[name] = f"mace:{model}"
     stage = Stage("evaluate", "")

@@ -13,7 +13,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,7 @@ from trajmill.elements import NUMBERS
 from trajmill.errors import MissingExtraError, ModelError
 from trajmill.splits import Split
 from trajmill.training.recipes import TrainingRecipe
-from trajmill.training.tasks import METRICS, TASK, Epoch, Steps, Task, heard
+from trajmill.training.tasks import LAUNCHED, METRICS, TASK, Epoch, Steps, Task, heard
 
 CARD, LOG = "card.json", "mace.log"
 """What was trained, on what, with what; and what MACE says."""
@@ -50,6 +50,7 @@ def train(
     parts: tuple[str, str] = ("train", "val"),
     device: str = "cpu",
     processes: int = 1,
+    launcher: Sequence[str] = (),
     workers: int = 1,
     report: Report = lambda _: None,
 ) -> Path:
@@ -65,6 +66,8 @@ def train(
         parts: of the split, to train and to validate with.
         device: `cpu` or `cuda`.
         processes: that train together, one for each GPU of this machine; each takes batches of the recipe's size.
+        launcher: command that starts the processes instead, such as `("srun", "--nodes=2", "--gpus-per-node=4", ...)`;
+            it says as torchrun or SLURM do how many there are.
         workers: processes that load frames, of each.
         report: told how far it is, and what the model says of the validation set after each epoch.
 
@@ -77,6 +80,8 @@ def train(
         FilterError: the dataset cannot be read in pieces.
         MissingExtraError: MACE is not installed (extra `mace`).
     """
+    if launcher and processes > 1:
+        raise ModelError("say how many processes there are to the launcher, not to trajmill as well")
     if find_spec("mace") is None:  # importing it here would change how torch loads files
         raise MissingExtraError("mace is not installed: pip install 'trajmill[mace]'")
     train_set, valid_set = (split.of(dataset, part) for part in parts)
@@ -89,7 +94,7 @@ def train(
         return model
     task = _task(train_set, valid_set, out, recipe, device, workers)
     (out / TASK).write_bytes(pickle.dumps(task))
-    _run(out, processes, report)
+    _run(out, processes, launcher, report)
     return model
 
 
@@ -140,16 +145,17 @@ def _neighbours(dataset: Dataset, recipe: TrainingRecipe) -> float:
     return max(1.0, mean)
 
 
-def _run(out: Path, processes: int, report: Report) -> None:
-    """Let the other process train, and pass on what it says."""
-    module = ["-m", "trajmill.training.mace_process", str(out)]
+def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> None:
+    """Let the other process train, or several, and pass on what they say."""
+    module = ["-m", "trajmill.training.mace_process", str(out.resolve())]
     if processes > 1:
         module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
+    command = [*launcher, sys.executable, *module, *([LAUNCHED] if launcher else [])]
     threads = {} if processes == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     with (
         (out / LOG).open("a", buffering=1, encoding="utf-8") as log,
         subprocess.Popen(  # noqa: S603 (our interpreter)
-            [sys.executable, *module], stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **threads}
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **threads}
         ) as process,
     ):
         try:

@@ -3,7 +3,7 @@
     python -m trajmill.training.mace_process FOLDER
 
 The folder is one that `trajmill.training.mace.train` has prepared. What is found out goes to `metrics.jsonl` and to
-standard output, a JSON object a line. With several processes (torchrun), each has its share of every epoch.
+standard output, a JSON object a line. With several processes, each has its share of every epoch.
 
 The order of frames depends on seed and epoch alone, and a checkpoint has all that the next step depends on. So a
 training that was killed and goes on has the curve of one that was not; with MACE's own program it has another, since
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import pickle
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ from trajmill.locking import Lock
 from trajmill.mace_data import ToGraphs
 from trajmill.pieces import Pieces
 from trajmill.torch_data import FrameStream
-from trajmill.training.tasks import METRICS, TASK, Epoch, Steps, Task, said
+from trajmill.training.tasks import LAUNCHED, METRICS, TASK, Epoch, Steps, Task, said
 
 STATE, BEST = "state.pt", "best.pt"
 """Files in the folder: the last checkpoint, and the weights with the lowest loss so far."""
@@ -322,14 +324,31 @@ def _alone(out: Path) -> Lock:
 
 
 def _begun(device: str) -> torch.device:
-    """Join the other processes, where torchrun has started several."""
-    if not torch.distributed.is_torchelastic_launched():
+    """Join the other processes, where a launcher has started several."""
+    if LAUNCHED in sys.argv and "RANK" not in os.environ:
+        os.environ.update(_by_slurm())
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return torch.device(device)
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     if device == "cuda":
-        torch.cuda.set_device(distributed.get_node_local_rank())
-        return torch.device("cuda", distributed.get_node_local_rank())
+        place = torch.device("cuda", distributed.get_node_local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(place)
+        return place
     return torch.device(device)
+
+
+def _by_slurm() -> dict[str, str]:
+    """Return what torch asks for, from what srun says."""
+    try:
+        its = {name: os.environ[f"SLURM_{name}"] for name in ("PROCID", "LOCALID", "NTASKS", "JOB_ID", "JOB_NODELIST")}
+        names = ["scontrol", "show", "hostnames", its["JOB_NODELIST"]]
+        hosts = subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()  # noqa: S603
+    except (KeyError, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"the launcher says neither RANK and WORLD_SIZE, as torchrun does, nor what SLURM does ({error})")
+    return {
+        "RANK": its["PROCID"], "LOCAL_RANK": its["LOCALID"], "WORLD_SIZE": its["NTASKS"], "MASTER_ADDR": hosts[0],
+        "MASTER_PORT": str(20_000 + int(its["JOB_ID"]) % 20_000),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,13 +15,25 @@ Scores = Mapping[tuple[str, ...], Mapping[str, Score]]
 
 Rows = Sequence[Sequence[str]]
 
+Labels = Mapping[str, str]
+"""What each metric is called."""
+
 KEYS = ("model", "test set")
 
+ENERGIES = {"energy": "", "energy_corrected": " of corrected energies"}
+SHIFTED = {"none": "", "composition": ", a constant per element fitted"}
+"""What errors of energies are of, and what was taken off them; tables say it, since it changes what they mean."""
 
-def table(keys: Sequence[str], scores: Scores) -> tuple[list[str], Rows]:
+
+def labels(energy: str, shift: str) -> Labels:
+    """Say what each metric is, its unit, and how energies were held against each other."""
+    return METRICS | {"energy_mae": f"energy MAE{ENERGIES[energy]}, meV/atom{SHIFTED[shift]}"}
+
+
+def table(keys: Sequence[str], scores: Scores, labels: Labels) -> tuple[list[str], Rows]:
     """Return head and rows: a column for each key and for each metric with its interval."""
     rows = [[*its, *(shown(name, found[name]) for name in METRICS)] for its, found in scores.items()]
-    return [*keys, *METRICS.values()], rows
+    return [*keys, *labels.values()], rows
 
 
 def matrix(scores: Scores, metric: str) -> tuple[list[str], Rows]:
@@ -45,27 +57,32 @@ def latex(head: Sequence[str], rows: Rows, texts: int) -> str:
     return "\n".join([*body, r"\end{tabular}", ""])
 
 
-def comma_separated(keys: Sequence[str], scores: Scores) -> str:
+def comma_separated(keys: Sequence[str], scores: Scores, labels: Labels) -> str:
     """Write every number, in full: a row for each metric of each model and test set."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*(key.replace(" ", "_") for key in keys), "metric", "value", "low", "high"])
+    writer.writerow([*(key.replace(" ", "_") for key in keys), "metric", "value", "low", "high", "what"])
     for its, found in scores.items():
         for name, s in found.items():
-            writer.writerow((*its, name, *("" if math.isnan(x) else repr(x) for x in (s.value, s.low, s.high))))
+            numbers = ("" if math.isnan(x) else repr(x) for x in (s.value, s.low, s.high))
+            writer.writerow((*its, name, *numbers, labels[name]))
     return out.getvalue()
 
 
-FORMATS: dict[str, Callable[[Sequence[str], Scores], str]] = {
-    "md": lambda keys, scores: markdown(*table(keys, scores)),
+FORMATS: dict[str, Callable[[Sequence[str], Scores, Labels], str]] = {
+    "md": lambda keys, scores, labels: markdown(*table(keys, scores, labels)),
     "csv": comma_separated,
-    "tex": lambda keys, scores: latex(*table(keys, scores), len(keys)),
+    "tex": lambda keys, scores, labels: latex(*table(keys, scores, labels), len(keys)),
 }
 """By suffix of the file."""
 
-MATRICES: dict[str, Callable[[Scores], str]] = {
-    "md": lambda scores: "\n".join(f"## {METRICS[name]}\n\n{markdown(*matrix(scores, name))}" for name in METRICS),
-    "tex": lambda scores: "\n".join(_captioned(METRICS[name], latex(*matrix(scores, name), 1)) for name in METRICS),
+MATRICES: dict[str, Callable[[Scores, Labels], str]] = {
+    "md": lambda scores, labels: "\n".join(
+        f"## {label}\n\n{markdown(*matrix(scores, name))}" for name, label in labels.items()
+    ),
+    "tex": lambda scores, labels: "\n".join(
+        _captioned(label, latex(*matrix(scores, name), 1)) for name, label in labels.items()
+    ),
 }
 """By suffix of the file: a matrix for each metric, below each other. As CSV the numbers are in the table of scores."""
 

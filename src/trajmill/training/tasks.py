@@ -11,6 +11,9 @@ from trajmill.training.recipes import TrainingRecipe
 TASK, METRICS = "task.pickle", "metrics.jsonl"
 """Files in the folder of a training."""
 
+LAUNCHED = "--launched"
+"""Says that somebody else's launcher started the process, which is to ask it how many there are."""
+
 
 @dataclass(frozen=True)
 class Task:
