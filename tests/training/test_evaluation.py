@@ -159,7 +159,7 @@ def test_tables_of_models_and_test_sets(dataset, tmp_path):
 def test_groups_have_intervals_in_every_format(dataset, tmp_path):
     evaluate(["training.offsets:wrong"], {"all": dataset}, tmp_path, by=["source", "force range"])
     rows = list(csv.DictReader((tmp_path / "by_source.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["model", "test_set", "source", "metric", "value", "low", "high"]
+    assert list(rows[0]) == ["model", "test_set", "source", "metric", "value", "low", "high", "what"]
     assert len(rows) == 2 * len(METRICS)
     (mp,) = (r for r in rows if (r["source"], r["metric"]) == ("mp", "energy_mae"))
     assert float(mp["low"]) == pytest.approx(0, abs=1e-9)

@@ -16,7 +16,7 @@ from trajmill.training.calculators import calculator
 from trajmill.training.metrics import SHIFTS, by_group, errors_of, score
 from trajmill.training.plots import Found, Held, save
 from trajmill.training.predictions import predict
-from trajmill.training.tables import FORMATS, KEYS, MATRICES, Scores, markdown
+from trajmill.training.tables import FORMATS, KEYS, MATRICES, Scores, labels, markdown
 
 GROUPS = ("source", "functional", "element", "force range", "step")
 
@@ -105,8 +105,9 @@ def _tables(
 ) -> list[Path]:
     """Write the tables."""
     scores: Scores = {key: its.scores for key, its in found.items()}
-    texts = {f"scores.{suffix}": form(KEYS, scores) for suffix, form in FORMATS.items()}
-    texts |= {f"matrix.{suffix}": form(scores) for suffix, form in MATRICES.items()}
+    called = labels(energy, shift)
+    texts = {f"scores.{suffix}": form(KEYS, scores, called) for suffix, form in FORMATS.items()}
+    texts |= {f"matrix.{suffix}": form(scores, called) for suffix, form in MATRICES.items()}
     texts["frames.md"] = _frames(found, energy, shift, without)
     for name in by:
         groups: Scores = {
@@ -115,7 +116,7 @@ def _tables(
             for label, of_group in by_group(its.errors, name).items()
         }
         file = f"by_{name.replace(' ', '_')}"
-        texts |= {f"{file}.{suffix}": form((*KEYS, name), groups) for suffix, form in FORMATS.items()}
+        texts |= {f"{file}.{suffix}": form((*KEYS, name), groups, called) for suffix, form in FORMATS.items()}
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
     return [out / name for name in texts]
