@@ -107,6 +107,8 @@ class TestTraining:
         chosen = recipe(epochs=1, save_every=3)
         with pytest.raises(KeyboardInterrupt):
             train(dataset, parts, folder / "killed-2", chosen, workers=2, report=stopped_after(9))
+        with pytest.raises(ModelError, match="within an epoch of 1 processes with 2 workers; use as many"):
+            train(dataset, parts, folder / "killed-2", chosen)
         train(dataset, parts, folder / "killed-2", chosen, workers=2)
         train(dataset, parts, folder / "whole-2", chosen, workers=2)
         same(metrics(folder / "killed-2"), metrics(folder / "whole-2"))
@@ -144,6 +146,11 @@ class TestTraining:
             train(dataset, parts, folder / "env", recipe(), launcher=["env"])
         with pytest.raises(ModelError, match="to the launcher, not to trajmill as well"):
             train(dataset, parts, folder / "env", recipe(), launcher=["env"], processes=2)
+
+    def test_a_loss_that_is_no_number_ends_it(self, data):
+        dataset, parts, folder = data
+        with pytest.raises(ModelError, match=r"the loss is nan after epoch 0; learn more slowly \(lr\)"):
+            train(dataset, parts, folder / "nan", recipe(lr=1e30))
 
     def test_two_trainings_do_not_share_a_folder(self, data):
         dataset, parts, folder = data

@@ -66,11 +66,12 @@ class Training:
     def __init__(self, out: Path, task: Task, device: torch.device) -> None:
         recipe = task.recipe
         self._out, self._recipe, self._device = out, recipe, device
-        self._first = not distributed.is_initialized() or distributed.get_rank() == 0
+        self._rank, self._ranks = _place()
+        self._first = self._rank == 0
         args = _arguments(task)
         self._model = (_tuned if recipe.foundation else _new)(task, args).to(device)
         self._spread: Any = self._model
-        if distributed.is_initialized():
+        if self._ranks > 1:
             self._spread = DistributedDataParallel(self._model, device_ids=[device] if device.type == "cuda" else None)
         self._optimizer = get_optimizer(args, get_params_options(args, self._model))
         self._clip = args.clip_grad
@@ -89,7 +90,7 @@ class Training:
         recipe = self._recipe
         stream = FrameStream(
             frames, energy=recipe.energy, batch_size=recipe.batch_size, shuffle=shuffle, seed=recipe.seed,
-            even=distributed.is_initialized(), transform=graphs,
+            even=self._ranks > 1, transform=graphs,
         )  # fmt: skip
         loader = StatefulDataLoader(
             stream, batch_size=None, num_workers=workers if workers > 1 else 0, pin_memory=self._device.type == "cuda"
@@ -108,6 +109,8 @@ class Training:
             speed, waited = self._trained()
             errors = replace(self._validated(self._epoch), lr=self._stage.lr, frames_per_s=speed, waited=waited)
             self._tell(errors)
+            if not math.isfinite(errors.loss):
+                raise ModelError(f"the loss is {errors.loss} after epoch {self._epoch}; learn more slowly (lr)")
             if errors.loss < self._lowest:
                 self._lowest = errors.loss
                 with self._averaged():
@@ -116,7 +119,7 @@ class Training:
             self._checkpoint(None)
         if self._first:
             self._model.load_state_dict(torch.load(self._out / BEST, weights_only=True))
-            self._save(f"{self._recipe.name}.model", self._model)
+            self._save(f"{self._recipe.name}.model", self._model.cpu())
 
     @property
     def _stage(self) -> Any:
@@ -168,9 +171,8 @@ class Training:
 
     def _checkpoint(self, loader: Any) -> None:
         """Keep all that the next step depends on; `loader` is how far each process is within an epoch, or None."""
-        loaders = [loader]
-        if distributed.is_initialized():
-            loaders = [None] * distributed.get_world_size()
+        loaders = [loader] * self._ranks
+        if self._ranks > 1:
             distributed.all_gather_object(loaders, loader)
         state = {
             "model": self._model.state_dict(),
@@ -181,6 +183,7 @@ class Training:
             "lowest": self._lowest,
             "losses": self._losses,
             "loaders": loaders,
+            "workers": self._loader.num_workers,
             "told": self._metrics.stat().st_size if self._metrics.is_file() else 0,
         }
         self._save(STATE, state)
@@ -200,10 +203,12 @@ class Training:
         self._epoch, self._step, self._lowest = state["epoch"], state["step"], state["lowest"]
         self._losses = state["losses"]
         if self._step:
-            rank = distributed.get_rank() if distributed.is_initialized() else 0
-            if rank >= len(state["loaders"]):
-                raise ModelError(f"it stopped within an epoch of {len(state['loaders'])} processes; use as many")
-            self._loader.load_state_dict(state["loaders"][rank])
+            before = len(state["loaders"]), max(1, state["workers"])
+            if before != (self._ranks, max(1, self._loader.num_workers)):
+                raise ModelError(
+                    "it stopped within an epoch of {} processes with {} workers; use as many".format(*before)
+                )
+            self._loader.load_state_dict(state["loaders"][self._rank])
         if self._first:
             with self._metrics.open("r+b") as told:
                 told.truncate(state["told"])
@@ -302,9 +307,8 @@ def main() -> None:
     device = _begun(task.device)
     torch.set_default_dtype(getattr(torch, task.recipe.dtype))
     torch.manual_seed(task.recipe.seed)
-    first = not distributed.is_initialized() or distributed.get_rank() == 0
     try:
-        with _alone(out) if first else nullcontext():
+        with _alone(out) if _place()[0] == 0 else nullcontext():
             Training(out, task, device).run()
     except TrajmillError as error:
         sys.exit(str(error))
@@ -335,6 +339,11 @@ def _begun(device: str) -> torch.device:
         torch.cuda.set_device(place)
         return place
     return torch.device(device)
+
+
+def _place() -> tuple[int, int]:
+    """Return which process this is, from 0, and how many there are."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 def _by_slurm() -> dict[str, str]:
