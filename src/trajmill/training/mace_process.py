@@ -203,11 +203,9 @@ class Training:
         self._epoch, self._step, self._lowest = state["epoch"], state["step"], state["lowest"]
         self._losses = state["losses"]
         if self._step:
-            before = len(state["loaders"]), max(1, state["workers"])
-            if before != (self._ranks, max(1, self._loader.num_workers)):
-                raise ModelError(
-                    "it stopped within an epoch of {} processes with {} workers; use as many".format(*before)
-                )
+            ranks, workers = len(state["loaders"]), max(1, state["workers"])
+            if (ranks, workers) != (self._ranks, max(1, self._loader.num_workers)):
+                raise ModelError(f"it stopped within an epoch of {ranks} processes with {workers} workers; use as many")
             self._loader.load_state_dict(state["loaders"][self._rank])
         if self._first:
             with self._metrics.open("r+b") as told:
