@@ -234,6 +234,34 @@ def loading(form: str, shuffled: bool) -> str:
     return table(("library", "frames/s", "CPU us per frame", "peak memory, MB"), cells)
 
 
+def train_mace() -> str:
+    """Tabulate how fast graphs are made and trained on, and what MACE's own way needs besides."""
+    found = _results("train_mace")
+    names = {"trajmill": "from the release as it lies", "mace-lmdb": "MACE's LMDB and loader"}
+    rows = [
+        (
+            {"load": "graphs", "train": "graphs and steps"}[r["task"]],
+            names[r["way"]],
+            f"{r['frames_per_s']:,.0f}",
+            f"{r['cpu_us_per_frame']:,}",
+            f"{r['loading']:.0%}",
+            str(found["bytes_per_frame"][r["way"]]),
+            f"{found['copy_us']:,}" if r["way"] == "mace-lmdb" else "0",
+        )
+        for r in found["rows"]
+    ]
+    head = (
+        "what",
+        "from",
+        "frames/s",
+        "CPU us per frame",
+        "of the time loading",
+        "bytes per frame",
+        "to copy, us a frame",
+    )
+    return table(head, rows)
+
+
 def loading_sizes() -> str:
     """Write how large the files are that each library reads."""
     found = _results("loading")["bytes_per_frame"]
@@ -339,4 +367,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "loading-shuffled-arrays": partial(loading, "arrays", True),
     "loading-shuffled-atoms": partial(loading, "atoms", True),
     "loading-sizes": loading_sizes,
+    "train-mace": train_mace,
 }
