@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import subprocess
+import sys
+from contextlib import suppress
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +17,10 @@ import trajmill
 from factories import make_store, make_trajectory
 from training import offsets
 from trajmill.errors import ModelError
-from trajmill.training.calculators import calculator
+from trajmill.locking import Lock
+from trajmill.training import evaluation, predictions
+from trajmill.training.batching import OneByOne
+from trajmill.training.calculators import calculator, digest_of
 from trajmill.training.evaluation import evaluate
 from trajmill.training.metrics import METRICS, by_group, errors_of, score
 from trajmill.training.predictions import predict
@@ -41,8 +48,8 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def predicted(dataset, tmp_path):
-    def run(model, name="p.parquet", **options):
-        return predict(dataset, model, tmp_path / name, **options)
+    def run(model, file="p.parquet", **options):
+        return predict(dataset, model, tmp_path / file, **options)
 
     return run
 
@@ -213,3 +220,252 @@ def test_what_makes_no_sense_is_said(dataset, tmp_path):
     (tmp_path / "full/scores.md").mkdir(parents=True)
     with pytest.raises(ModelError, match=r"full: cannot be written \(Is a directory\)"):
         evaluate(["training.offsets:perfect"], {"all": dataset}, tmp_path / "full")
+
+
+class Stopped(OneByOne):
+    """Knows how many frames it was asked about, and in what batches; Ctrl-C comes before it answers about more."""
+
+    def __init__(self, answers=1000, atoms_at_once=1):
+        super().__init__(offsets.wrong())
+        self.atoms_at_once, self.answers, self.asked = atoms_at_once, answers, []
+
+    def predict(self, geometries):
+        if sum(self.asked) + len(geometries) > self.answers:
+            raise KeyboardInterrupt
+        self.asked.append(len(geometries))
+        return super().predict(geometries)
+
+
+def parts_of(file):
+    return file.with_name(f".{file.name}.parts")
+
+
+def kept(file):
+    return sum(pq.read_metadata(part).num_rows for part in parts_of(file).glob("*.parquet"))
+
+
+class TestGoingOn:
+    """A run that was stopped goes on: the file is byte for byte the one that is made in one go."""
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch):
+        monkeypatch.setattr(predictions, "AT_ONCE", 3)
+
+    @pytest.fixture
+    def whole(self, predicted):
+        return predicted(Stopped(), "whole.parquet", name="m").read_bytes()
+
+    @pytest.fixture
+    def stopped(self, predicted, tmp_path):
+        """Leave what is left by a run that is stopped after seven frames: two parts of three rows."""
+        file = tmp_path / "p.parquet"
+        with pytest.raises(KeyboardInterrupt):
+            predicted(Stopped(7), name="m")
+        assert (kept(file), file.exists()) == (6, False)
+        return file
+
+    @pytest.mark.parametrize("atoms_at_once", [1, 5])
+    @pytest.mark.parametrize("n", range(11))
+    def test_after_any_frame(self, predicted, tmp_path, n, atoms_at_once):
+        once = Stopped(atoms_at_once=atoms_at_once)
+        whole = predicted(once, "whole.parquet", name="m").read_bytes()
+        with suppress(KeyboardInterrupt):
+            predicted(Stopped(n, atoms_at_once), name="m")
+        there = 0 if (tmp_path / "p.parquet").exists() else kept(tmp_path / "p.parquet")
+        assert n < 10 or not parts_of(tmp_path / "p.parquet").exists()
+        again, seen = Stopped(atoms_at_once=atoms_at_once), []
+        assert predicted(again, name="m", report=seen.append).read_bytes() == whole
+        assert sum(again.asked) == 10 - there
+        assert again.asked == once.asked[len(once.asked) - len(again.asked) :], "in the batches of one go"
+        assert seen[0] == (there or min(seen))
+        assert (seen, seen[-1]) == (sorted(set(seen)), 10)
+        assert {p.name for p in tmp_path.iterdir()} == {"whole.parquet", "p.parquet"}
+
+    def test_what_takes_long_is_kept_at_once(self, predicted, whole, monkeypatch):
+        monkeypatch.setattr(predictions, "KEEP", 0)
+        asked = 0
+        for _ in range(5):
+            model = Stopped(2)
+            with suppress(KeyboardInterrupt):
+                file = predicted(model, name="m")
+            asked += sum(model.asked)
+        assert (file.read_bytes(), asked) == (whole, 10), "no frame twice"
+        groups = pq.read_metadata(file)
+        assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [3, 3, 3, 1]
+
+    @pytest.mark.parametrize("when", range(10))
+    def test_between_any_two_writes(self, predicted, whole, monkeypatch, tmp_path, when):
+        """Before and after each file is put in its place, the last of them the one that is made."""
+        rename, calls = predictions.Path.replace, []
+
+        def breaking(path, target):
+            calls.append(target)
+            if len(calls) == when // 2 + 1:
+                if when % 2:
+                    rename(path, target)
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(predictions.Path, "replace", breaking)
+            with pytest.raises(KeyboardInterrupt):
+                predicted(Stopped(), name="m")
+        assert (tmp_path / "p.parquet").exists() == (when == 9), "not before it is whole"
+        again = Stopped()
+        file = predicted(again, name="m")
+        assert file.read_bytes() == whole
+        assert sum(again.asked) == 10 - min(3 * ((when + 1) // 2), 10)
+        assert not parts_of(file).exists()
+
+    def test_after_a_kill(self, dataset, tmp_path):
+        """A process that ends in the middle of a frame, without a chance to do anything."""
+        script = """
+import os, signal, sys
+from pathlib import Path
+import trajmill
+from trajmill.training import predictions
+from trajmill.training.batching import OneByOne
+
+class Killed(OneByOne):
+    left = int(sys.argv[3])
+
+    def predict(self, geometries):
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ["says nothing"]
+
+predictions.AT_ONCE = 3
+predictions.predict(trajmill.open(sys.argv[1]), Killed(None), Path(sys.argv[2]), name="m")
+"""
+        make_store(tmp_path / "store", [make_trajectory(f"mp-{i}") for i in range(3)])
+
+        def run(file, n):
+            command = [sys.executable, "-c", script, tmp_path / "store", file, str(n)]
+            return subprocess.run(command, capture_output=True, timeout=100, check=False).returncode
+
+        assert run(tmp_path / "whole.parquet", 9) == 0
+        assert run(tmp_path / "p.parquet", 4) == run(tmp_path / "p.parquet", 5) == -9
+        assert kept(tmp_path / "p.parquet") == 6
+        assert run(tmp_path / "p.parquet", 3) == 0
+        assert (tmp_path / "p.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+    def test_what_was_half_written_is_written_again(self, predicted, stopped, whole):
+        (parts_of(stopped) / "tmp").write_bytes(b"PAR1 and no end")
+        model = Stopped()
+        assert predicted(model, name="m").read_bytes() == whole
+        assert sum(model.asked) == 4
+
+    @pytest.mark.parametrize(("damaged", "asked"), [("0.parquet", 10), ("3.parquet", 7)])
+    @pytest.mark.parametrize("size", [0, 100, -1])
+    def test_parts_that_are_cut_off_count_for_nothing(self, predicted, stopped, whole, damaged, asked, size):
+        part = parts_of(stopped) / damaged
+        os.truncate(part, size % part.stat().st_size)
+        model = Stopped()
+        assert predicted(model, name="m").read_bytes() == whole
+        assert sum(model.asked) == asked
+
+    @pytest.mark.parametrize("options", [{"name": "n"}, {"name": ""}, {"name": "m", "energy": "energy_corrected"}])
+    def test_not_of_another_model_or_energy(self, predicted, stopped, options):
+        fresh = predicted(Stopped(), "fresh.parquet", **options).read_bytes()
+        model = Stopped()
+        assert predicted(model, **options).read_bytes() == fresh
+        assert sum(model.asked) == 10
+
+    def test_not_of_a_model_without_a_name(self, predicted):
+        with suppress(KeyboardInterrupt):
+            predicted(Stopped(7))
+        model = Stopped()
+        predicted(model)
+        assert sum(model.asked) == 10
+
+    def test_not_of_other_weights(self, predicted, tmp_path):
+        name = f"mace:{tmp_path / 'my.model'}"
+        asked = []
+        for weights, move in ((b"a", False), (b"b", False), (b"b", True)):
+            if move:
+                name = f"mace:{tmp_path / 'other.model'}"
+            (tmp_path / name.rpartition("/")[2]).write_bytes(weights)
+            model = Stopped(7 if not move else 1000)
+            with suppress(KeyboardInterrupt):
+                predicted(model, name=name)
+            asked.append(sum(model.asked))
+        assert asked == [7, 7, 4], "other weights of the same name are asked anew, the same of another name are not"
+
+    @pytest.mark.parametrize(
+        ("which", "again"),
+        [
+            ('source = "mp"', 7),
+            ("nsites = 2", 7),
+            ('source = "alexandria"', 3),
+            ('NOT (trajectory_id = "mp-1-pbe")', 0),
+        ],
+    )
+    def test_not_of_other_frames(self, dataset, stopped, tmp_path, which, again):
+        """Those of before are held against those of now: other ones, more of them, and those that are the same."""
+        other = dataset.filter(which)
+        fresh = predict(other, Stopped(), tmp_path / "fresh.parquet", name="m").read_bytes()
+        model = Stopped()
+        assert predict(other, model, stopped, name="m").read_bytes() == fresh
+        assert sum(model.asked) == again
+
+    def test_not_of_frames_in_another_order(self, tmp_path):
+        for name, order in (("a", "012"), ("b", "210")):
+            make_store(tmp_path / name, [make_trajectory(f"mp-{i}", asset=f"mp/{order[i]}") for i in range(3)])
+        one, other = trajmill.open(tmp_path / "a"), trajmill.open(tmp_path / "b")
+        assert [t.trajectory_id for t in one.trajectories()] == [t.trajectory_id for t in other.trajectories()][::-1]
+        assert one.digest() == other.digest()
+        with pytest.raises(KeyboardInterrupt):
+            predict(one, Stopped(7), tmp_path / "p.parquet", name="m")
+        rows = pq.read_table(predict(other, Stopped(), tmp_path / "p.parquet", name="m"))
+        assert sorted(set(rows["id"].to_pylist())) == sorted(f"mp-{i}-pbe-{k}" for i in range(3) for k in range(3))
+        assert len(rows) == 9
+
+    def test_two_at_a_time_are_one_too_many(self, predicted, stopped):
+        with Lock(parts_of(stopped) / "lock"), pytest.raises(ModelError, match=rf"process {os.getpid()} is making it"):
+            predicted(Stopped(), name="m")
+
+    def test_rows_that_vanish_are_missed(self, predicted, monkeypatch, tmp_path):
+        def vanishing(done):
+            if done == 10:
+                (parts_of(tmp_path / "p.parquet") / "6.parquet").unlink()
+
+        with pytest.raises(ModelError, match="cannot be read any more; run again"):
+            predicted(Stopped(), name="m", report=vanishing)
+        assert not (tmp_path / "p.parquet").exists()
+        model = Stopped()
+        predicted(model, name="m")
+        assert sum(model.asked) == 4
+
+    def test_where_nothing_can_be_written(self, predicted, tmp_path):
+        model = Stopped()
+        with pytest.raises(ModelError, match=r"none/p.parquet: cannot be written \(No such file or directory\)"):
+            predicted(model, "none/p.parquet")
+        assert not model.asked
+
+    def test_an_evaluation(self, dataset, tmp_path, monkeypatch):
+        models = [Stopped(13), Stopped()]
+        monkeypatch.setattr(evaluation, "calculator", lambda name, device: models[0])
+        datasets = {"mp": dataset.filter('source = "mp"'), "all": dataset}
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(["training.offsets:wrong"], datasets, tmp_path / "out")
+        del models[0]
+        seen = []
+        evaluate(["training.offsets:wrong"], datasets, tmp_path / "out", report=lambda *n: seen.append(n))
+        assert sum(models[0].asked) == 4, "of 17, of which 13 were kept"
+        assert seen[:2] == [(7, 17), (13, 17)]
+        assert seen[-1] == (17, 17)
+        monkeypatch.undo()
+        evaluate(["training.offsets:wrong"], datasets, tmp_path / "one go")
+        assert read(tmp_path / "out/scores.csv") == read(tmp_path / "one go/scores.csv")
+        names = [sorted(p.name for p in (tmp_path / out / "predictions").iterdir()) for out in ("out", "one go")]
+        assert names[0] == names[1]
+
+
+def test_models_are_told_apart_by_their_weights(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text("weights" if name != "c" else "others")
+    a, b, c = (digest_of(f"mace:{tmp_path / name}") for name in ("a", "b", "c"))
+    assert a == b != c
+    assert len({digest_of(name) for name in ("chgnet", "sevennet", "sevennet:x", "x:sevennet", f"m:{tmp_path}")}) == 5
+    assert digest_of("chgnet", "energy") != digest_of("chgnet", "energy_corrected")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -188,9 +192,170 @@ def test_one_that_runs_away_does_not_lose_the_others():
     assert not any(end.converged for end in ends.values())
 
 
+class Stopped(OneByOne):
+    """Knows what it was asked about; Ctrl-C comes before it answers once too often."""
+
+    def __init__(self, answers=10_000, atoms_at_once=1):
+        super().__init__(EMT())
+        self.atoms_at_once, self.answers, self.asked = atoms_at_once, answers, []
+
+    def predict(self, geometries):
+        if len(self.asked) >= self.answers:
+            raise KeyboardInterrupt
+        self.asked.append(geometries)
+        return super().predict(geometries)
+
+    def crystals(self):
+        return {tuple(sorted(g.numbers.tolist())) for geometries in self.asked for g in geometries}
+
+
+def journal_of(file):
+    return file.with_name(f".{file.name}.jsonl")
+
+
+def lines(file):
+    text = journal_of(file).read_text() if journal_of(file).is_file() else ""
+    return [line for line in text.splitlines()[1:] if line]
+
+
+CRYSTALS = {"mp-0-pbe": (29,) * 4, "mp-1-pbe": (79,), "mp-2-pbe": (29, 29, 29, 79)}
+"""Atomic numbers of what is relaxed."""
+
+
+class TestGoingOn:
+    """A run that was stopped goes on: no relaxation that had ended is done again, and all are in the file."""
+
+    @pytest.fixture
+    def stopped(self, dataset, tmp_path):
+        """Leave what is left where two of three relaxations, of four steps each, have ended."""
+        file = tmp_path / "r.parquet"
+        with pytest.raises(KeyboardInterrupt):
+            relax(dataset, Stopped(12), file, steps=4, name="m")
+        assert (len(lines(file)), file.exists()) == (2, False)
+        return file
+
+    @pytest.mark.parametrize("atoms_at_once", [1, 5])
+    def test_after_any_step(self, dataset, tmp_path, atoms_at_once):
+        once = Stopped(atoms_at_once=atoms_at_once)
+        summary = relax(dataset, once, tmp_path / "whole.parquet", steps=4, name="m")
+        for n in range(len(once.asked)):
+            file = tmp_path / f"{n}.parquet"
+            with pytest.raises(KeyboardInterrupt):
+                relax(dataset, Stopped(n, atoms_at_once), file, steps=4, name="m")
+            ended = {CRYSTALS[name] for name in CRYSTALS if name in journal_of(file).read_text()}
+            model, seen = Stopped(atoms_at_once=atoms_at_once), []
+            assert relax(dataset, model, file, steps=4, name="m", report=seen.append) == summary
+            assert model.crystals() == set(CRYSTALS.values()) - ended
+            assert file.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+            assert seen == [1, 2, 3]
+            assert not journal_of(file).exists()
+        assert ended, "the last were stopped with some at their end"
+
+    def test_they_end_in_another_order(self, dataset, tmp_path):
+        whole = relax(dataset, Stopped(), tmp_path / "whole.parquet", name="m")
+        with pytest.raises(KeyboardInterrupt):
+            relax(dataset, Stopped(25, atoms_at_once=100), tmp_path / "r.parquet", name="m")
+        ended = [json.loads(line)["trajectory_id"] for line in lines(tmp_path / "r.parquet")]
+        assert ended == ["mp-2-pbe", "mp-1-pbe"]
+        model = Stopped(atoms_at_once=100)
+        assert relax(dataset, model, tmp_path / "r.parquet", name="m") == whole
+        assert model.crystals() == {CRYSTALS["mp-0-pbe"]}
+        assert pq.read_table(tmp_path / "r.parquet") == pq.read_table(tmp_path / "whole.parquet")
+
+    def test_a_line_that_was_cut_off_counts_for_nothing(self, dataset, stopped):
+        text = journal_of(stopped).read_text()
+        head, first, second = (line for line in text.splitlines() if line)
+        whole = relax(dataset, Stopped(), stopped, steps=4, name="m")
+        for size, kept in (
+            (len(text), 2), (len(text) - 2, 1), (text.index(second) + 1, 1), (text.index(second), 1),
+            (text.index(first) + 40, 0), (len(head) + 1, 0), (len(head) - 1, 0), (0, 0),
+        ):  # fmt: skip
+            journal_of(stopped).write_text(text[:size])
+            model = Stopped(1)
+            with pytest.raises(KeyboardInterrupt):  # what comes now has lines of its own
+                relax(dataset, model, stopped, steps=4, name="m")
+            model = Stopped()
+            assert relax(dataset, model, stopped, steps=4, name="m") == whole
+            assert len(model.crystals()) == 3 - kept
+
+    def test_lines_come_after_one_that_was_cut_off(self, dataset, stopped):
+        journal_of(stopped).write_text(journal_of(stopped).read_text()[:-10])
+        with pytest.raises(KeyboardInterrupt):
+            relax(dataset, Stopped(6), stopped, steps=4, name="m")
+        model = Stopped()
+        relax(dataset, model, stopped, steps=4, name="m")
+        assert len(model.crystals()) == 1
+
+    @pytest.mark.parametrize("options", [{"name": "n"}, {"name": ""}, {"fmax": 0.1}, {"steps": 3}])
+    def test_not_by_another_model_or_other_limits(self, dataset, stopped, options):
+        model = Stopped()
+        found = relax(dataset, model, stopped, **{"steps": 4, "name": "m", **options})
+        assert len(model.crystals()) == found.relaxations == 3
+
+    def test_not_by_a_model_without_a_name(self, dataset, tmp_path):
+        for _ in range(2):
+            model = Stopped(7)
+            with pytest.raises(KeyboardInterrupt):
+                relax(dataset, model, tmp_path / "r.parquet", steps=4)
+            assert model.crystals() == {CRYSTALS["mp-0-pbe"], CRYSTALS["mp-1-pbe"]}
+
+    def test_not_by_other_weights(self, dataset, tmp_path):
+        weights = tmp_path / "my.model"
+        ended = []
+        for content in ("a", "b", "b"):
+            weights.write_text(content)
+            with pytest.raises(KeyboardInterrupt):
+                relax(dataset, Stopped(6), tmp_path / "r.parquet", steps=4, name=f"mace:{weights}")
+            ended.append(len(lines(tmp_path / "r.parquet")))
+        assert ended == [1, 1, 2]
+
+    def test_not_from_other_geometries(self, dataset, stopped, tmp_path):
+        """Trajectories of the same names, one of which begins elsewhere; another is there no more."""
+        runs = [t for t in dataset.trajectories() if t.trajectory_id != "mp-2-pbe"]
+        changed = [t.changed(lattice=t.lattice * 1.001) if t.trajectory_id == "mp-0-pbe" else t for t in runs]
+        make_store(tmp_path / "store", changed)
+        model = Stopped()
+        assert relax(trajmill.open(tmp_path / "store"), model, stopped, steps=4, name="m").relaxations == 2
+        assert model.crystals() == {CRYSTALS["mp-0-pbe"]}
+
+    @pytest.mark.parametrize("what", ["replace", "unlink"])
+    def test_before_and_after_the_file_is_put_in_its_place(self, dataset, stopped, monkeypatch, what):
+        def breaking(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(stopped), what, breaking)
+            with pytest.raises(KeyboardInterrupt):
+                relax(dataset, Stopped(), stopped, steps=4, name="m")
+        assert stopped.exists() == (what == "unlink")
+        assert relax(dataset, Stopped(0), stopped, steps=4, name="m").relaxations == 3, "and the model is not asked"
+        assert [p.name for p in stopped.parent.iterdir()] == ["r.parquet"]
+
+    def test_where_nothing_can_be_written(self, dataset, tmp_path):
+        model = Stopped()
+        with pytest.raises(ModelError, match=r"none/r.parquet: cannot be written \(No such file or directory\)"):
+            relax(dataset, model, tmp_path / "none/r.parquet")
+        assert not model.asked
+
+
 def trajmill_relax(*arguments):
     command = [sys.executable, "-m", "trajmill.cli", "relax", "ase.calculators.emt:EMT", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+SLOW = """
+import time
+from ase.calculators.emt import EMT
+
+class Slow(EMT):
+    def calculate(self, *arguments):
+        time.sleep(0.03)
+        super().calculate(*arguments)
+"""
+
+REFUSING = """
+        raise ValueError
+"""
 
 
 class TestCommand:
@@ -210,6 +375,37 @@ class TestCommand:
         assert row["trajectory_id"] == "oqmd-1-pbe"
         assert row["steps"] > 10
         assert row["rmsd"] < 0.01
+
+    @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+    def test_what_was_stopped_goes_on(self, dataset, tmp_path, how, code):
+        (tmp_path / "slow.py").write_text(SLOW)
+        make_store(tmp_path / "store", [t for t in dataset.trajectories() if len(t) > 1])
+        out = tmp_path / "r.parquet"
+        command = [sys.executable, "-m", "trajmill.cli", "relax", "slow:Slow", "--on", tmp_path / "store", "--out", out]
+
+        def start():
+            return subprocess.Popen(
+                [*command, "--steps", "20"], env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True,
+                stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+
+        first = start()
+        while first.poll() is None and not lines(out):
+            time.sleep(0.01)
+        first.send_signal(how)
+        _, said = first.communicate(timeout=100)
+        assert first.returncode == code
+        assert code < 0 or "run the same command again to go on" in said
+        ended = [json.loads(line)["trajectory_id"] for line in lines(out)]
+        assert 1 <= len(ended) < 3
+        (tmp_path / "slow.py").write_text(SLOW + REFUSING)  # a model of the same name, that shows what it is asked
+        second = start()
+        _, said = second.communicate(timeout=100)
+        assert second.returncode == 0, said
+        rows = {row["trajectory_id"]: row["failure"] for row in pq.read_table(out).to_pylist()}
+        assert {name for name, failure in rows.items() if failure is None} == set(ended)
+        assert len(rows) == 3
+        assert not journal_of(out).exists()
 
     def test_a_model_that_cannot_be_asked_in_batches_is_said_in_a_line(self, tmp_path):
         make_store(tmp_path / "store", [make_trajectory("mp-1")])

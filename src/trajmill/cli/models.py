@@ -92,7 +92,7 @@ def relax(
     on: Annotated[
         str, typer.Option("--on", metavar="DATASET", help="Trajectories whose first geometries are relaxed.")
     ],
-    out: Annotated[Path, typer.Option(help="Parquet file to make, a row a relaxation.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to make, a row a relaxation. Run again to go on.")],
     where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
     sample: Annotated[int | None, typer.Option(help="Draw so many whole trajectories.")] = None,
     inputs: Annotated[
@@ -121,7 +121,7 @@ def relax(
     with RowProgress("relax") as progress:
         found = run(
             wanted, loaded if batch is None else Batched(loaded, atoms=batch), out, inputs=began, fmax=fmax,
-            steps=steps, report=lambda done: progress.update(done, len(ids)),
+            steps=steps, name=model, report=lambda done: progress.update(done, len(ids)),
         )  # fmt: skip
     print_relaxations(found, out)
 

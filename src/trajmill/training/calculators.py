@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,18 @@ def calculator(name: str, *, device: str = "cpu") -> Any:
         why = " ".join(str(error).split())  # on one line
         raise ModelError(f"{name}: cannot be loaded ({type(error).__name__}: {why})") from error
     raise ModelError(f"no model {name}; there are {', '.join(KNOWN)}, and MODULE:CALLABLE for any ASE calculator")
+
+
+def digest_of(name: str, *asked: str) -> str:
+    """Return what tells a model, and what it is asked, from others: by its weights where they are a file, else by name.
+
+    Args:
+        name: as `calculator` takes it.
+        asked: anything that answers depend on besides.
+    """
+    kind, _, place = name.partition(":")
+    weights = Path(place).read_bytes() if place and Path(place).is_file() else place.encode()
+    return hashlib.sha256(" ".join([kind, *asked, ""]).encode() + weights).hexdigest()
 
 
 def _mace(file: str, device: str) -> Any:

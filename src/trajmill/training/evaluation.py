@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 from trajmill.converting import ENERGIES
 from trajmill.dataset import Dataset
 from trajmill.errors import ModelError, require
-from trajmill.training.calculators import calculator
+from trajmill.training.calculators import calculator, digest_of
 from trajmill.training.metrics import SHIFTS, by_group, errors_of, score
 from trajmill.training.plots import Found, Held, save
 from trajmill.training.predictions import predict
@@ -73,7 +72,7 @@ def evaluate(
     for label, model in named.items():
         loaded: Any = None
         for name, dataset in datasets.items():
-            digest = _digest(model, frames[name], energy)
+            digest = digest_of(model, frames[name], energy)[:12]
             file = folder / f"{_file_name(label)}--{_file_name(name)}--{digest}.parquet"
             if not file.is_file():
                 loaded = loaded or calculator(model, device=device)
@@ -134,10 +133,3 @@ def _frames(found: Found, energy: str, shift: str, without: Mapping[str, int]) -
 
 def _file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text).strip("_")[-60:]
-
-
-def _digest(model: str, frames: str, energy: str) -> str:
-    """Return what tells predictions from others: weights in a file, or the name of the model, and what it was asked."""
-    kind, _, place = model.partition(":")
-    weights = Path(place).read_bytes() if place and Path(place).is_file() else place.encode()
-    return hashlib.sha256(f"{kind} {frames} {energy} ".encode() + weights).hexdigest()[:12]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +18,10 @@ import pyarrow.parquet as pq
 from trajmill.dataset import Dataset
 from trajmill.errors import ModelError
 from trajmill.matching import Geometry, to_structure
-from trajmill.training.batching import model_of
+from trajmill.training.batching import Model, model_of
+from trajmill.training.calculators import digest_of
 from trajmill.training.fire import End, relax_all
+from trajmill.training.predictions import writing
 from trajmill.views import Geometry as Cell
 from trajmill.views import Relaxation, relaxations
 
@@ -89,9 +94,12 @@ def relax(
     inputs: Dataset | None = None,
     fmax: float = FMAX,
     steps: int = STEPS,
+    name: str = "",
     report: Report = lambda _: None,
 ) -> Summary:
     """Relax every first geometry, cell and positions, by ASE's FIRE, and hold the end against DFT's.
+
+    Run again after it was stopped, it goes on: until all have ended, those that have are in a hidden file beside `out`.
 
     Args:
         dataset: whole trajectories.
@@ -101,22 +109,39 @@ def relax(
         inputs: geometries without labels that relaxations began with; see `trajmill.views.relaxations`.
         fmax: eV/A.
         steps: at most.
-        report: told relaxations done so far.
+        name: of the model, as `trajmill.training.calculators.calculator` takes it. Without one it may be another than
+            before, and all is relaxed again.
+        report: told relaxations done so far, those of before included.
 
     Raises:
         ModelError: the file cannot be written, or there is nothing to relax.
     """
+    journal = out.with_name(f".{out.name}.jsonl")
+    of = digest_of(name) if name else uuid4().hex
+    with writing(out):
+        kept = _begun(journal, {"model": of, "fmax": fmax, "steps": steps})
     ended: dict[int, Relaxed] = {}
-    for place, relaxed in _all(dataset, model, inputs, fmax, steps):
+
+    def left() -> Iterator[tuple[int, Relaxation]]:
+        for place, relaxation in enumerate(relaxations(dataset, inputs)):
+            if (known := kept.get(_key(relaxation))) is None:
+                yield place, relaxation
+            else:
+                ended[place] = known
+                report(len(ended))
+
+    for place, relaxation, relaxed in _all(model_of(model), left(), fmax, steps):
+        with writing(out):
+            _append(journal, {"key": _key(relaxation)} | asdict(relaxed))
         ended[place] = relaxed
         report(len(ended))
-    if not ended:
-        raise ModelError("no trajectory has a first and a last geometry; there is nothing to relax")
     found = [ended[place] for place in sorted(ended)]
-    try:
-        pq.write_table(pa.Table.from_pylist([asdict(r) for r in found], _SCHEMA), out)
-    except OSError as error:
-        raise ModelError(f"{out}: cannot be written ({error.strerror or error})") from error
+    with writing(out):
+        if found:
+            _write(found, out)
+        journal.unlink(missing_ok=True)
+    if not found:
+        raise ModelError("no trajectory has a first and a last geometry; there is nothing to relax")
     return summary(found)
 
 
@@ -149,22 +174,65 @@ def summary(found: list[Relaxed]) -> Summary:
     )
 
 
+def _begun(journal: Path, head: dict[str, Any]) -> dict[str, Relaxed]:
+    """Return relaxations that ended before, by their keys; begin a new journal where this one has another head."""
+    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.is_file() else []
+    if lines[:1] == [json.dumps(head)]:
+        return dict(row for line in lines[1:] if (row := _row(line)))
+    aside = journal.with_name(f"{journal.name}.tmp")
+    aside.write_text(json.dumps(head) + "\n", encoding="utf-8")
+    aside.replace(journal)
+    return {}
+
+
+def _append(journal: Path, row: dict[str, Any]) -> None:
+    with journal.open("a", encoding="utf-8") as stream:
+        stream.write("\n" + json.dumps(row) + "\n")  # the first ends a line that was cut off
+
+
+def _row(line: str) -> tuple[str, Relaxed] | None:
+    """Read a line of a journal; None of one that is empty or was cut off."""
+    try:
+        row = json.loads(line)
+        return row.pop("key"), Relaxed(**row)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _key(r: Relaxation) -> str:
+    """Return what tells a relaxation from others, also from one of this name that began or ended elsewhere."""
+    digest = hashlib.sha256(f"{r.id} {r.energy!r}".encode())
+    for array in (*r.first, *r.last):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _write(found: list[Relaxed], out: Path) -> None:
+    aside = out.with_name(f".{out.name}.tmp")
+    try:
+        pq.write_table(pa.Table.from_pylist([asdict(r) for r in found], _SCHEMA), aside)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def _all(
-    dataset: Dataset, model: Any, inputs: Dataset | None, fmax: float, steps: int
-) -> Iterator[tuple[int, Relaxed]]:
-    """Yield relaxations as they end, each with its place in the dataset."""
+    model: Model, left: Iterable[tuple[int, Relaxation]], fmax: float, steps: int
+) -> Iterator[tuple[int, Relaxation, Relaxed]]:
+    """Yield what became of relaxations, as they end, each with its place."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     matcher = StructureMatcher()
-    begun: dict[int, Relaxation] = {}
+    begun: dict[int, tuple[int, Relaxation]] = {}
 
     def firsts() -> Iterator[Cell]:
-        for place, relaxation in enumerate(relaxations(dataset, inputs)):
-            begun[place] = relaxation
+        for number, (place, relaxation) in enumerate(left):
+            begun[number] = place, relaxation
             yield relaxation.first
 
-    for place, end in relax_all(model_of(model), firsts(), fmax=fmax, steps=steps):
-        yield place, _compared(begun.pop(place), end, matcher)
+    for number, end in relax_all(model, firsts(), fmax=fmax, steps=steps):
+        place, relaxation = begun.pop(number)
+        yield place, relaxation, _compared(relaxation, end, matcher)
 
 
 def _compared(r: Relaxation, end: End, matcher: Any) -> Relaxed:
