@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
@@ -181,6 +182,20 @@ def test_other_calculators_are_asked_one_by_one():
     assert model.atoms_at_once == 1
     with pytest.raises(ModelError, match="EMT cannot be asked about many structures at once; a MACE model with one"):
         Batched(EMT())
+
+
+def test_a_model_that_fails_leaves_torch_as_it_was():
+    """MACE does not, where it does not know an element, and the next model stumbled on that."""
+
+    class Failing(EMT):
+        def calculate(self, *_):
+            torch.set_default_dtype(torch.float64)
+            raise ValueError("an element")
+
+    before = torch.get_default_dtype()
+    (answer,) = OneByOne(Failing()).predict([geometry(bulk("Cu"))])
+    assert answer == "ValueError: an element"
+    assert torch.get_default_dtype() == before == torch.float32
 
 
 def test_sevennet_is_asked_one_by_one():

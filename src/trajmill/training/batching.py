@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
@@ -76,12 +78,13 @@ class OneByOne:
         ase, model = require("ase", extra="ase"), self._calculator
         atoms = ase.Atoms(numbers=geometry.numbers, positions=geometry.positions, cell=geometry.lattice, pbc=True)
         try:
-            atoms.calc = model
-            forces = np.asarray(atoms.get_forces(), float)
-            energy = float(atoms.get_potential_energy())
-            # the one that the forces are the gradient of, where the model tells it from another
-            energy = float(model.results.get("free_energy", energy))
-            stress = atoms.get_stress(voigt=False) if "stress" in model.implemented_properties else None
+            with _default_type_kept():
+                atoms.calc = model
+                forces = np.asarray(atoms.get_forces(), float)
+                energy = float(atoms.get_potential_energy())
+                # the one that the forces are the gradient of, where the model tells it from another
+                energy = float(model.results.get("free_energy", energy))
+                stress = atoms.get_stress(voigt=False) if "stress" in model.implemented_properties else None
         except Exception as error:  # noqa: BLE001 (models raise anything)
             return _reason(error)
         return _checked(energy, forces, stress)
@@ -112,7 +115,8 @@ class Batched:
     def predict(self, geometries: Sequence[Geometry]) -> list[Answer]:
         """Return an answer for each structure, whatever becomes of the others."""
         try:
-            return self._answers(geometries)
+            with _default_type_kept():
+                return self._answers(geometries)
         except Exception as error:  # noqa: BLE001 (models raise anything)
             if len(geometries) == 1:
                 return [_reason(error)]
@@ -148,6 +152,18 @@ class Batched:
             atomic_numbers=torch.as_tensor(np.concatenate([g.numbers for g in geometries]), **whole),
             system_idx=torch.as_tensor(np.repeat(np.arange(len(sizes)), sizes), **whole),
         )
+
+
+@contextmanager
+def _default_type_kept() -> Iterator[None]:
+    """Give torch its default type back: MACE leaves its own where it fails, and the next model stumbles on it."""
+    torch = sys.modules.get("torch")  # a model without it need not load it
+    before = torch.get_default_dtype() if torch else None
+    try:
+        yield
+    finally:
+        if torch:
+            torch.set_default_dtype(before)
 
 
 def _can(model: Any) -> bool:
