@@ -162,6 +162,22 @@ class TestExperiment:
         assert "holds an experiment with other settings; choose a new folder" in found.stderr
 
 
+def test_elements_that_a_model_does_not_know_are_seen_before_anything_is_trained(settings, tmp_path):
+    rng = np.random.default_rng(1)
+    make_store(tmp_path / "silver", [run_of_emt(f"mp-{i}", rng, metals=("Cu", "Ag")) for i in range(12)])
+    text = re.sub(r"lemat.address = .*", f'lemat.address = "{tmp_path / "silver"}"', settings.read_text())
+    (tmp_path / "other.toml").write_text(text)
+    with pytest.raises(ModelError, match=r"trainings\.omat24-lemat: lemat has Ag, which omat24 is not trained on"):
+        run(load("lemat-appendix-d", tmp_path / "other.toml"), tmp_path / "out")
+    assert not (tmp_path / "out/models").exists()
+
+
+def test_a_part_without_frames_is_seen_too(settings, tmp_path):
+    (tmp_path / "other.toml").write_text(settings.read_text().replace("val = 12", "val = 1"))
+    with pytest.raises(ModelError, match=r"data\.omat24: val has no frames; draw more"):
+        run(load("lemat-appendix-d", tmp_path / "other.toml"), tmp_path / "out")
+
+
 def test_it_is_that_of_the_paper():
     its = EXPERIMENTS["lemat-appendix-d"]
     assert list(its["trainings"]) == ["omat24", "mptrj", "matpes", "lemat", "omat24-lemat"]

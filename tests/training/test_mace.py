@@ -247,6 +247,12 @@ def test_elements_that_are_only_validated_with_are_refused(tmp_path):
     assert not metrics(tmp_path / "run")
 
 
+def test_frames_without_the_energy_are_left_out(data, tmp_path):
+    dataset, parts, _ = data
+    with pytest.raises(ModelError, match="train has no frames with energy_corrected"):
+        train(dataset, parts, tmp_path / "run", recipe(energy="energy_corrected"))
+
+
 def test_without_mace_the_extra_is_named(data, tmp_path, monkeypatch):
     dataset, parts, _ = data
     monkeypatch.setattr("trajmill.training.mace.find_spec", lambda _: None)

@@ -24,7 +24,7 @@ from trajmill.splits import Split
 from trajmill.subsets import LEMAT_TRAJ, draw
 from trajmill.training.curves import curves
 from trajmill.training.evaluation import evaluate
-from trajmill.training.mace import metrics, train
+from trajmill.training.mace import elements_of, metrics, train
 from trajmill.training.recipes import BUILT_IN, Section, TrainingRecipe, checked
 from trajmill.training.tables import markdown
 from trajmill.training.tasks import Epoch, Steps
@@ -169,6 +169,7 @@ def run(
     for name in experiment.data:
         report(Stage("draw", name), None)
         _drawn(experiment, name, out / "data")
+    _check_elements(experiment, out / "data")
     models: dict[str, str] = {}
     for name, training in experiment.trainings.items():
         stage = Stage("train", name)
@@ -234,9 +235,25 @@ def _drawn(experiment: Experiment, name: str, folder: Path) -> None:
         dataset = Dataset(data.address)
         wanted = frames.model_dump(exclude=set() if data.test is None else {"test"})
         parts = draw(dataset, wanted, balance=LEMAT_TRAJ if data.balanced else None, seed=experiment.seed)
+        if empty := [part for part in wanted if not len(parts[part])]:
+            raise ModelError(f"data.{name}: {empty[0]} has no frames; draw more ({'; '.join(parts.notes)})")
         parts.save(_split(file))
         (_of_its_own(data.test, frames.test, experiment.seed) if data.test else parts.of(dataset, "test")).save(test)
         dataset.only(pa.concat_arrays([parts["train"], parts["val"]])).save(file)
+
+
+def _check_elements(experiment: Experiment, folder: Path) -> None:
+    """See that models know the elements that they are to be tuned to, before anything is trained for days."""
+    known: dict[str, set[str]] = {}
+    for name, training in experiment.trainings.items():
+        file = folder / f"{training.on}.parquet"
+        elements = elements_of(Split.load(_split(file)).of(Dataset(file), "train"))
+        known[name] = known[training.after] if training.after else elements
+        if new := elements - known[name]:
+            raise ModelError(
+                f"trainings.{name}: {training.on} has {min(new)}, which {training.after} is not trained on; "
+                "draw more frames, or leave out what has it"
+            )
 
 
 def _of_its_own(address: str, frames: int, seed: int) -> Dataset:

@@ -56,7 +56,8 @@ def train(
 ) -> Path:
     """Train a MACE model. Run again after it was stopped, it goes on from its last checkpoint, as if it had not been.
 
-    Frames come from the dataset as it lies: nothing is converted or copied.
+    Frames come from the dataset as it lies: nothing is converted or copied. Those without the energy that the recipe
+    asks for are left out.
 
     Args:
         dataset: one functional, unless its energies are meant to be mixed.
@@ -84,9 +85,13 @@ def train(
         raise ModelError("say how many processes there are to the launcher, not to trajmill as well")
     if find_spec("mace") is None:  # importing it here would change how torch loads files
         raise MissingExtraError("mace is not installed: pip install 'trajmill[mace]'")
-    train_set, valid_set = (split.of(dataset, part) for part in parts)
-    elements = _elements(train_set)
-    if new := _elements(valid_set) - elements:
+    # MACE would count what has no energy among errors of energies
+    train_set, valid_set = (split.of(dataset, part).filter(f"{recipe.energy} IS KNOWN") for part in parts)
+    found = [elements_of(its) for its in (train_set, valid_set)]
+    for part, elements in zip(parts, found, strict=True):
+        if not elements:
+            raise ModelError(f"{part} has no frames with {recipe.energy}")
+    if new := found[1] - found[0]:
         raise ModelError(f"{parts[1]} has {min(new)}, which {parts[0]} has not")
     _begin(out, _card(recipe, train_set, valid_set, split, parts, device, processes))
     model = out / f"{recipe.name}.model"
@@ -176,7 +181,8 @@ def _said(process: subprocess.Popen[str]) -> IO[str]:
     return process.stdout
 
 
-def _elements(dataset: Dataset) -> set[str]:
+def elements_of(dataset: Dataset) -> set[str]:
+    """Return the elements of all frames."""
     table = dataset.ask("SELECT DISTINCT unnest(elements) AS e FROM wanted")
     return set(table["e"].to_pylist())
 
@@ -197,7 +203,7 @@ def _card(
         "foundation": model,
         "split": {"rule": split.rule, "digest": split.digest, "parts": parts},
         "frames": frames,
-        "elements": sorted(_elements(train_set)),
+        "elements": sorted(elements_of(train_set)),
         "packages": {name: version(name) for name in PACKAGES},
         "command": sys.argv,
         "device": device,
