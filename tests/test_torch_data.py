@@ -258,5 +258,5 @@ class TestGraphs:
         np.testing.assert_allclose(graphs.energy[:2], known.energy_corrected, rtol=1e-6)
 
     def test_an_element_that_the_model_does_not_know(self, dataset):
-        with pytest.raises(LoadError, match="does not know element 17"):
+        with pytest.raises(LoadError, match="does not know Cl"):
             next(iter(FrameStream(dataset, batch_size=4, transform=ToGraphs(5.0, (8, 11)))))

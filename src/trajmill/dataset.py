@@ -293,13 +293,13 @@ class Dataset:
             keep = np.concatenate([self._thinning(energy[a:b]) for a, b in pairwise(_starts(rows[identity], identity))])
             yield from rows.filter(pa.array(keep)).select(names).combine_chunks().to_batches()
 
-    def save(self, path: Path) -> int:
+    def save(self, path: str | Path) -> int:
         """Write the rows to a Parquet file that `trajmill.open` opens, and return how many there are.
 
         Raises:
             ReleaseError: the file cannot be written.
         """
-        n = 0
+        n, path = 0, Path(path)
         written = path.with_name(f".{path.name}.tmp")
         try:
             with pq.ParquetWriter(written, self.schema, **parquet_options(self.schema)) as writer:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trajmill.elements import SYMBOLS
 from trajmill.errors import LoadError, require
 from trajmill.trajectory import FloatArray
 
@@ -83,7 +84,7 @@ class ToGraphs:
         place[list(self.elements)] = np.arange(len(self.elements))
         index = place[numbers]
         if (index == _UNKNOWN).any():
-            raise LoadError(f"the model does not know element {numbers[index == _UNKNOWN][0]}")
+            raise LoadError(f"the model does not know {SYMBOLS[numbers[index == _UNKNOWN][0]]}")
         return torch.nn.functional.one_hot(torch.from_numpy(index), len(self.elements)).to(dtype)
 
 

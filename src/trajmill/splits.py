@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from trajmill.dataset import Dataset
 from trajmill.errors import SplitError
 from trajmill.rows import trajectory_id
+from trajmill.uris import one_line
 
 _LAST_SPACE_GROUP = "coalesce(max_by(space_group_it_number, relaxation_step), 0)"
 
@@ -92,7 +94,8 @@ class Split:
         unknown = ids.filter(pc.invert(pc.is_in(ids, self.ids)))
         if len(unknown):
             raise SplitError(
-                f"{len(unknown):,} trajectories are not in this split, such as {unknown[0]}; it was made for other data"
+                f"{len(unknown):,} trajectories are not in this split, such as {unknown[0]}; "
+                "it was made for other data, or with another filter"
             )
         return dataset.only(self[name])
 
@@ -110,13 +113,25 @@ class Split:
         return found
 
     def save(self, path: Path) -> None:
-        """Write it as a Parquet file with the columns `trajectory_id` and `split`, how it was made in its metadata."""
+        """Write it as a Parquet file with the columns `trajectory_id` and `split`, how it was made in its metadata.
+
+        Raises:
+            SplitError: it cannot be written.
+        """
         about = {"rule": self.rule, "names": self.names, "notes": self.notes, "digest": self.digest}
         names = pa.DictionaryArray.from_arrays(pa.array(self.part), pa.array(self.names))
         table = pa.table({"trajectory_id": self.ids, "split": names.cast(pa.string())})
         table = table.replace_schema_metadata({METADATA: json.dumps(about)})
-        pq.write_table(table, path, compression="zstd", column_encoding={"trajectory_id": "DELTA_BYTE_ARRAY"},
-                       use_dictionary=["split"])  # fmt: skip
+        aside = path.with_name(f".{path.name}.tmp")
+        try:
+            pq.write_table(table, aside, compression="zstd", column_encoding={"trajectory_id": "DELTA_BYTE_ARRAY"},
+                           use_dictionary=["split"])  # fmt: skip
+            aside.replace(path)
+        except OSError as error:
+            raise SplitError(f"{path}: cannot be written ({one_line(error)})") from error
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -198,6 +198,18 @@ def test_a_model_that_fails_leaves_torch_as_it_was():
     assert torch.get_default_dtype() == before == torch.float32
 
 
+@pytest.mark.parametrize("name", ["os:getcwd", "ase.atoms:Atoms"])
+def test_what_is_no_calculator_is_refused(name):
+    with pytest.raises(ModelError, match=rf"{name}: gives a (str|Atoms), which is no calculator"):
+        calculator(name)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    (tmp_path / "my.model").write_text("[no model]")
+    with pytest.raises(ModelError, match=r"my\.model: cannot be loaded \(UnpicklingError"):
+        calculator(f"mace:{tmp_path / 'my.model'}")
+
+
 def test_sevennet_is_asked_one_by_one():
     """Runs where SevenNet is installed, which is not where MACE is: `pip install -e '.[sevennet]'` elsewhere."""
     pytest.importorskip("sevenn")

@@ -6,10 +6,12 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import trajmill
 from emt import SMALL, run_of_emt
@@ -152,6 +154,23 @@ class TestTraining:
         with pytest.raises(ModelError, match=r"the loss is nan after epoch 0; learn more slowly \(lr\)"):
             train(dataset, parts, folder / "nan", recipe(lr=1e30))
 
+    def test_nothing_goes_on_when_the_command_is_killed(self, data):
+        _, parts, folder = data
+        parts.save(folder / "split.parquet")
+        lines = ["epochs = 500", "batch_size = 4", "[model]", *(f"{k} = {v}" for k, v in SMALL.items())]
+        (folder / "long.toml").write_text("\n".join(lines))
+        command = [
+            sys.executable, "-m", "trajmill.cli", "train", folder / "long.toml", "--on", folder / "store", "--split",
+            folder / "split.parquet", "train", "val", "--out", folder / "long",
+        ]  # fmt: skip
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr.readline().startswith("epoch before the first")
+            process.kill()
+        deadline = time.monotonic() + 30
+        while (lock := Lock(folder / "long/.lock")).holder is not None:
+            assert time.monotonic() < deadline, f"process {lock.holder} trains on"
+            time.sleep(0.5)
+
     def test_two_trainings_do_not_share_a_folder(self, data):
         dataset, parts, folder = data
         (folder / "shared").mkdir()
@@ -175,7 +194,7 @@ class TestTraining:
     def test_a_model_that_does_not_know_an_element_is_not_tuned(self, data, trained, tmp_path):
         make_store(tmp_path / "store", [make_trajectory(f"mp-{i}", energy=-float(i)) for i in range(4)])
         other = trajmill.open(tmp_path / "store")
-        with pytest.raises(ModelError, match=r"training failed \(exit code 1\): .* does not know element"):
+        with pytest.raises(ModelError, match=r"training failed .* does not know (Na|Cl), which is trained on"):
             train(other, split(other, {"train": 0.5, "val": 0.5}), tmp_path / "run", recipe(foundation=trained[0]))
 
     def test_a_card_says_what_was_done_and_another_recipe_is_refused(self, data, trained):
@@ -211,10 +230,11 @@ def test_built_in_recipes_are_those_of_the_paper(tmp_path):
     ("text", "reason"),
     [
         ("epochs = 0", "epochs: Input should be greater"),
-        ("epoch = 3", "epoch: Extra inputs"),
+        ("epoch = 3", "epoch: no such key"),
         ("epochs = 2\n[stage_two]\nstart = 2", "there are but 2 epochs"),
         ("foundation = 'none.model'", "none.model is not there"),
         ("epochs = ", "cannot be read"),
+        ("weights = [1, 10]", "weights.2: Field required"),
     ],
 )
 def test_a_bad_recipe_is_refused_before_anything_is_computed(tmp_path, text, reason):
@@ -245,6 +265,34 @@ def test_elements_that_are_only_validated_with_are_refused(tmp_path):
     with pytest.raises(ModelError, match="val has Fe, which train has not"):
         train(other, parts, tmp_path / "run", recipe())
     assert not metrics(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"device": "banana"}, "no device banana; there are cpu and cuda"),
+        ({"device": "cuda"}, "no GPU here that torch can use"),
+    ],
+)
+def test_a_device_that_is_not_there(data, tmp_path, options, reason):
+    dataset, parts, _ = data
+    if options["device"] == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ModelError, match=reason):
+        train(dataset, parts, tmp_path / "run", recipe(), **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_launchers_that_are_none(data):
+    _, _, folder = data
+    for launcher, reason in (("'", "No closing quotation"), ("nosuch -n 2", "there is no nosuch here")):
+        found = trajmill_cli(
+            "train", "lemat-stage1", "--on", folder / "store", "--split", "none", "train", "val", "--out", folder / "x",
+            "--launcher", launcher,
+        )  # fmt: skip
+        assert found.returncode == 2
+        assert reason in found.stderr or "split" in found.stderr
+        assert found.stderr.count("\n") == 1
 
 
 def test_frames_without_the_energy_are_left_out(data, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,18 @@ from typing import Annotated
 import typer
 
 from trajmill.cli.common import app, wanted_of
+from trajmill.errors import ModelError
+
+
+def words_of(command: str) -> list[str]:
+    """Part a command into words, as a shell does."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ModelError(f"--launcher {command}: {error}") from error
+    if words and shutil.which(words[0]) is None:
+        raise ModelError(f"--launcher: there is no {words[0]} here")
+    return words
 
 
 @app.command(rich_help_panel="Models")
@@ -41,7 +54,7 @@ def train(
     with TrainingProgress() as progress:
         model = run(
             wanted_of(on, where, None), Split.load(file), out, chosen, parts=(parts[0], parts[1]), device=device,
-            processes=processes, launcher=shlex.split(launcher), workers=workers, report=progress.tell,
+            processes=processes, launcher=words_of(launcher), workers=workers, report=progress.tell,
         )  # fmt: skip
     print_paths([model])
 
@@ -77,6 +90,8 @@ def evaluate(
     datasets = {address: wanted_of(address, where, None, None) for address in on}
     if sample is not None:
         datasets = {address: dataset.sample(sample) for address, dataset in datasets.items()}
+    if empty := [address for address, dataset in datasets.items() if not len(dataset)]:
+        raise ModelError(f"{empty[0]}: no frames to evaluate on")
     with RowProgress("evaluate") as progress:
         made = run(
             models, datasets, out, energy=energy, shift=shift, by=by or [], plots=plots, device=device,
@@ -145,7 +160,7 @@ def experiment(
     chosen = load(name, settings)
     with ExperimentProgress() as progress:
         made = run(
-            chosen, out, device=device, processes=processes, launcher=shlex.split(launcher), workers=workers,
+            chosen, out, device=device, processes=processes, launcher=words_of(launcher), workers=workers,
             report=progress.tell_of,
         )  # fmt: skip
     print_paths([made])

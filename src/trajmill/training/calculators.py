@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from trajmill.errors import ModelError, require
+
+ASKED = ("implemented_properties", "memory_scales_with")
+"""What ASE's calculators have, and what torch-sim's models have."""
 
 
 def calculator(name: str, *, device: str = "cpu") -> Any:
@@ -26,14 +32,20 @@ def calculator(name: str, *, device: str = "cpu") -> Any:
     """
     kind, _, rest = name.partition(":")
     try:
-        if kind in KNOWN:
-            return KNOWN[kind](rest, device)
-        if rest:
-            return getattr(import_module(kind), rest)()
-    except (ImportError, AttributeError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        with redirect_stdout(sys.stderr):  # models print what they have loaded
+            if kind in KNOWN:
+                return KNOWN[kind](rest, device)
+            found = getattr(import_module(kind), rest)() if rest else None
+    except (
+        ImportError, AttributeError, OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError
+    ) as error:  # fmt: skip
         why = " ".join(str(error).split())  # on one line
         raise ModelError(f"{name}: cannot be loaded ({type(error).__name__}: {why})") from error
-    raise ModelError(f"no model {name}; there are {', '.join(KNOWN)}, and MODULE:CALLABLE for any ASE calculator")
+    if found is None:
+        raise ModelError(f"no model {name}; there are {', '.join(KNOWN)}, and MODULE:CALLABLE for any ASE calculator")
+    if not any(hasattr(found, method) for method in ASKED):
+        raise ModelError(f"{name}: gives a {type(found).__name__}, which is no calculator")
+    return found
 
 
 def digest_of(name: str, *asked: str) -> str:

@@ -108,6 +108,8 @@ def _tables(
     texts = {f"scores.{suffix}": form(KEYS, scores, called) for suffix, form in FORMATS.items()}
     texts |= {f"matrix.{suffix}": form(scores, called) for suffix, form in MATRICES.items()}
     texts["frames.md"] = _frames(found, energy, shift, without)
+    for name in ("scores.md", "matrix.md"):
+        texts[name] += _unanswered(found)
     for name in by:
         groups: Scores = {
             (*key, label): of_group
@@ -119,6 +121,17 @@ def _tables(
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
     return [out / name for name in texts]
+
+
+def _unanswered(found: Found) -> str:
+    """Say where a model was asked about more than it is scored on, lest it win by what it leaves out."""
+    counts = {key: (len(its.errors), its.errors.failed) for key, its in found.items()}
+    lines = [
+        f"{model} says something of {n:,} of the {n + failed:,} frames of {test}; its scores are of those.\n"
+        for (model, test), (n, failed) in counts.items()
+        if failed
+    ]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _frames(found: Found, energy: str, shift: str, without: Mapping[str, int]) -> str:

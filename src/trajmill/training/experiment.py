@@ -247,7 +247,10 @@ def _check_elements(experiment: Experiment, folder: Path) -> None:
     known: dict[str, set[str]] = {}
     for name, training in experiment.trainings.items():
         file = folder / f"{training.on}.parquet"
-        elements = elements_of(Split.load(_split(file)).of(Dataset(file), "train"))
+        parts = Split.load(_split(file))
+        elements, others = (elements_of(parts.of(Dataset(file), part)) for part in ("train", "val"))
+        if new := others - elements:
+            raise ModelError(f"data.{training.on}: val has {min(new)}, which train has not; draw more frames")
         known[name] = known[training.after] if training.after else elements
         if new := elements - known[name]:
             raise ModelError(
@@ -269,6 +272,7 @@ def _written(experiment: Experiment, out: Path) -> Path:
         "# Models by test sets",
         "## Data",
         markdown(("dataset", "address", "part", "frames", "trajectories"), _of_data(experiment, out / "data")),
+        *(f"- {note}" for note in _notes(experiment, out / "data")),
         "## Trainings",
         markdown(
             ("model", "trained on", "begun from", "epochs", "loss", "energy, meV/atom", "forces, meV/A",
@@ -300,6 +304,12 @@ def _of_data(experiment: Experiment, folder: Path) -> list[list[str]]:
             address = data.test if part == "test" and data.test else data.address
             rows.append([name, address, part, f"{len(its):,}", f"{len(its.trajectory_ids()):,}"])
     return rows
+
+
+def _notes(experiment: Experiment, folder: Path) -> list[str]:
+    """Return where what was drawn is not what was asked for."""
+    splits = {name: Split.load(_split(folder / f"{name}.parquet")) for name in experiment.data}
+    return [f"{name}: {note}" for name, its in splits.items() for note in its.notes]
 
 
 def _of_training(experiment: Experiment, name: str, rows: list[Steps | Epoch]) -> list[str]:

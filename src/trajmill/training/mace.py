@@ -27,7 +27,7 @@ from trajmill.elements import NUMBERS
 from trajmill.errors import MissingExtraError, ModelError
 from trajmill.splits import Split
 from trajmill.training.recipes import TrainingRecipe
-from trajmill.training.tasks import LAUNCHED, METRICS, TASK, Epoch, Steps, Task, heard
+from trajmill.training.tasks import LAUNCHED, METRICS, PARENT, TASK, Epoch, Steps, Task, heard
 
 CARD, LOG = "card.json", "mace.log"
 """What was trained, on what, with what; and what MACE says."""
@@ -83,6 +83,8 @@ def train(
     """
     if launcher and processes > 1:
         raise ModelError("say how many processes there are to the launcher, not to trajmill as well")
+    if not launcher:  # which may start them where there are other devices
+        _check_device(device)
     if find_spec("mace") is None:  # importing it here would change how torch loads files
         raise MissingExtraError("mace is not installed: pip install 'trajmill[mace]'")
     # MACE would count what has no energy among errors of energies
@@ -150,17 +152,32 @@ def _neighbours(dataset: Dataset, recipe: TrainingRecipe) -> float:
     return max(1.0, mean)
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ModelError(f"no device {device}; there are cpu and cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("there is no GPU here that torch can use; --device cpu does without")
+
+
 def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> None:
     """Let the other process train, or several, and pass on what they say."""
     module = ["-m", "trajmill.training.mace_process", str(out.resolve())]
     if processes > 1:
         module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
     command = [*launcher, sys.executable, *module, *([LAUNCHED] if launcher else [])]
-    threads = {} if processes == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    if processes > 1:
+        environment.setdefault("OMP_NUM_THREADS", "1")
     with (
         (out / LOG).open("a", buffering=1, encoding="utf-8") as log,
         subprocess.Popen(  # noqa: S603 (our interpreter)
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **threads}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
         ) as process,
     ):
         try:

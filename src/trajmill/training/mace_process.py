@@ -18,6 +18,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -38,12 +39,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_ema import ExponentialMovingAverage
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from trajmill.elements import SYMBOLS
 from trajmill.errors import ModelError, TrajmillError
 from trajmill.locking import Lock
 from trajmill.mace_data import ToGraphs
 from trajmill.pieces import Pieces
 from trajmill.torch_data import FrameStream
-from trajmill.training.tasks import LAUNCHED, METRICS, TASK, Epoch, Steps, Task, said
+from trajmill.training.tasks import LAUNCHED, METRICS, PARENT, TASK, Epoch, Steps, Task, said
 
 STATE, BEST = "state.pt", "best.pt"
 """Files in the folder: the last checkpoint, and the weights with the lowest loss so far."""
@@ -52,7 +54,7 @@ ROWS = 100
 """Rows on training that an epoch has, about."""
 
 PATIENCE = 10
-"""s to wait for another training in the same folder; workers of one that was killed see it after 5."""
+"""s to wait for another training in the same folder: when one is killed, its workers see it after 5."""
 
 HEADS = ["Default"]
 
@@ -78,7 +80,9 @@ class Training:
         self._ema = ExponentialMovingAverage(self._model.parameters(), recipe.ema) if recipe.ema else None
         graphs = ToGraphs(float(self._model.r_max), self._model.atomic_numbers.tolist())
         self._stream, self._loader = self._loaded(task.train, graphs, task.workers, shuffle=True)
-        _, self._valid = self._loaded(task.valid, graphs, task.workers, shuffle=False)
+        validated, self._valid = self._loaded(task.valid, graphs, task.workers, shuffle=False)
+        n_batches = validated.n_batches(max(1, self._valid.num_workers))
+        self._a_batch = validated.n_frames / (self._ranks * n_batches)
         self._steps = self._stream.n_batches(max(1, self._loader.num_workers))
         self._epoch = self._step = 0
         self._lowest = math.inf
@@ -163,7 +167,8 @@ class Training:
             for kind in ("mae", "rmse")
         }
         stage = 1 if self._stage is self._recipe else 2
-        return Epoch(epoch, stage, float(loss), **errors)
+        # MACE's is the sum over batches by the number of frames; while training it is the mean over batches
+        return Epoch(epoch, stage, self._a_batch * float(loss), **errors)
 
     def _averaged(self) -> Any:
         """Return what puts averaged weights in the place of the model's for a while, where there are any."""
@@ -283,10 +288,13 @@ def _new(task: Task, args: Any) -> torch.nn.Module:
 def _tuned(task: Task, _: Any) -> torch.nn.Module:
     """Return the model that training goes on from, all of its elements too, with our energies of elements."""
     file = task.recipe.foundation
-    model = torch.load(file, map_location="cpu", weights_only=False).to(getattr(torch, task.recipe.dtype))
-    known = model.atomic_numbers.tolist()
+    try:
+        model = torch.load(file, map_location="cpu", weights_only=False).to(getattr(torch, task.recipe.dtype))
+        known = model.atomic_numbers.tolist()
+    except (AttributeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{file} is no model of MACE's") from error
     if new := sorted(set(task.e0s) - set(known)):
-        raise ModelError(f"{file} does not know element {new[0]}, which is trained on")
+        raise ModelError(f"{file} does not know {SYMBOLS[new[0]]}, which is trained on")
     if len(model.heads) > 1:
         raise ModelError(f"{file} has {len(model.heads)} heads ({', '.join(model.heads)}); choose a model with one")
     energies = model.atomic_energies_fn.atomic_energies
@@ -302,6 +310,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     out = Path(sys.argv[1])
     task: Task = pickle.loads((out / TASK).read_bytes())  # noqa: S301 (our own, just written)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     device = _begun(task.device)
     torch.set_default_dtype(getattr(torch, task.recipe.dtype))
     torch.manual_seed(task.recipe.seed)
@@ -315,8 +324,16 @@ def main() -> None:
             distributed.destroy_process_group()
 
 
+def _end_with_parent() -> None:
+    """End when the process that listens is gone, however that ended; with a launcher it may be on another machine."""
+    parent = Path("/proc", os.environ[PARENT])
+    while LAUNCHED in sys.argv or not parent.parent.is_dir() or parent.is_dir():
+        time.sleep(1)
+    os._exit(1)
+
+
 def _alone(out: Path) -> Lock:
-    """Lock the folder; one whose `trajmill train` was killed ends soon, since nobody listens to it any more."""
+    """Lock the folder; one whose `trajmill train` was killed ends soon."""
     for _ in range(PATIENCE):
         lock = Lock(out / ".lock")
         if lock.holder is None:

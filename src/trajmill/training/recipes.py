@@ -107,7 +107,7 @@ def load(name: str, **changes: Any) -> TrainingRecipe:
         recipe = checked(TrainingRecipe, {**content, **given}, name)
     except FileNotFoundError as error:
         raise ModelError(f"no recipe {name}; there are {', '.join(BUILT_IN)}, or name a TOML file") from error
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{name}: cannot be read ({error})") from error
     if name in NEED_FOUNDATION and recipe.foundation is None:
         raise ModelError(f"{name}: say which model it goes on from (--foundation FILE)")
@@ -124,5 +124,6 @@ def checked(kind: type[S], content: Mapping[str, Any], origin: str) -> S:
         return kind(**content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ModelError(f"{origin}: {place or 'settings'}: {first['msg']}") from error
+        place = [".".join(map(str, first["loc"]))] if first["loc"] else []
+        what = "no such key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise ModelError(": ".join([origin, *place, what])) from error

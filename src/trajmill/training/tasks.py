@@ -11,6 +11,9 @@ from trajmill.training.recipes import TrainingRecipe
 TASK, METRICS = "task.pickle", "metrics.jsonl"
 """Files in the folder of a training."""
 
+PARENT = "TRAJMILL_PARENT"
+"""Environment variable with the process that listens; without it nobody would go on from what is trained."""
+
 LAUNCHED = "--launched"
 """Says that somebody else's launcher started the process, which is to ask it how many there are."""
 
