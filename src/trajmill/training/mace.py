@@ -167,7 +167,8 @@ def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> 
     if processes > 1:
         module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
     command = [*launcher, sys.executable, *module, *([LAUNCHED] if launcher else [])]
-    environment = {**os.environ, PARENT: str(os.getpid())}
+    # unbuffered, so that what MACE prints is in the log where it belongs, and not after what it ended by
+    environment = {**os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if processes > 1:
         environment.setdefault("OMP_NUM_THREADS", "1")
     with (
