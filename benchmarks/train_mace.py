@@ -47,9 +47,7 @@ def batches(way: str, paths: dict[str, Path]) -> Iterator[Any]:
         from trajmill.mace_data import ToGraphs
         from trajmill.torch_data import FrameStream
 
-        yield from FrameStream(
-            trajmill.open(paths[way]), batch_size=BATCH, transform=ToGraphs(CUTOFF, known)
-        )
+        yield from FrameStream(trajmill.open(paths[way]), batch_size=BATCH, transform=ToGraphs(CUTOFF, known))
         return
     from mace.data import LMDBDataset
     from mace.tools import AtomicNumberTable
