@@ -52,7 +52,7 @@ class ToGraphs:
         graphs = require("mace.tools.torch_geometric", extra="mace").Batch
         dtype = self.dtype or torch.get_default_dtype()
         n = len(batch.ids)
-        ends = np.concatenate([[0], np.cumsum(np.bincount(batch.frame.numpy(), minlength=n))])
+        ends = ends_of(batch)
         edges, unit_shifts, owner = neighbours(batch, ends, self.cutoff)
         shifts = np.einsum("ei,eij->ej", unit_shifts, batch.lattice.numpy()[owner])
         energy, energy_weight = _known(batch.energy, dtype)
@@ -86,6 +86,12 @@ class ToGraphs:
         if (index == _UNKNOWN).any():
             raise LoadError(f"the model does not know {SYMBOLS[numbers[index == _UNKNOWN][0]]}")
         return torch.nn.functional.one_hot(torch.from_numpy(index), len(self.elements)).to(dtype)
+
+
+def ends_of(batch: Batch) -> NDArray[np.int64]:
+    """Return where the atoms of each frame begin and end, (n_frames + 1,)."""
+    sizes = np.bincount(batch.frame.numpy(), minlength=len(batch.ids))
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def neighbours(

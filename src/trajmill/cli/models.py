@@ -13,6 +13,13 @@ import typer
 from trajmill.cli.common import app, wanted_of
 from trajmill.errors import ModelError
 
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Processes = Annotated[int, typer.Option(min=1, help="That train together, one for each GPU of this machine.")]
+Launcher = Annotated[
+    str, typer.Option(metavar="COMMAND", help="That starts the processes instead: 'srun --nodes=2 ...'.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that load frames, of each of those.")]
+
 
 def words_of(command: str) -> list[str]:
     """Part a command into words, as a shell does."""
@@ -36,12 +43,10 @@ def train(
     where: Annotated[str, typer.Option(metavar="FILTER", help="Only what this filter matches.")] = "",
     foundation: Annotated[Path | None, typer.Option(help="Model whose weights training starts from.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    processes: Annotated[int, typer.Option(min=1, help="That train together, one for each GPU of this machine.")] = 1,
-    launcher: Annotated[
-        str, typer.Option(metavar="COMMAND", help="That starts the processes instead: 'srun --nodes=2 ...'.")
-    ] = "",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that load frames, of each of those.")] = 1,
+    device: Device = "cpu",
+    processes: Processes = 1,
+    launcher: Launcher = "",
+    workers: Workers = 1,
 ) -> None:
     """Train a MACE model on a part of a dataset, validated on another."""
     from trajmill.report import TrainingProgress, print_paths
@@ -81,7 +86,7 @@ def evaluate(
     plots: Annotated[
         bool, typer.Option("--plots", help="Also figures of parity and errors, PNG and SVG (extra figures).")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Hold models against DFT: energies, forces, stresses. What was predicted before is not predicted again."""
     from trajmill.report import RowProgress, print_paths
@@ -118,7 +123,7 @@ def relax(
     ] = None,
     fmax: Annotated[float, typer.Option(help="eV/A that forces are to fall below.")] = 0.02,
     steps: Annotated[int, typer.Option(help="At most.")] = 500,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Relax by a model from where DFT's relaxations began, and hold the end against DFT's (IS2RS, IS2RE)."""
     from trajmill.dataset import Dataset
@@ -146,12 +151,10 @@ def experiment(
     name: Annotated[str, typer.Argument(help="lemat-appendix-d: the five trainings of the LeMat-Traj paper.")],
     settings: Annotated[Path, typer.Argument(help="TOML file: where the data are, how many frames, what is changed.")],
     out: Annotated[Path, typer.Option(help="Folder for data, models, tables and the report. Run again to go on.")],
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    processes: Annotated[int, typer.Option(min=1, help="That train together, one for each GPU of this machine.")] = 1,
-    launcher: Annotated[
-        str, typer.Option(metavar="COMMAND", help="That starts the processes instead: 'srun --nodes=2 ...'.")
-    ] = "",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that load frames, of each of those.")] = 1,
+    device: Device = "cpu",
+    processes: Processes = 1,
+    launcher: Launcher = "",
+    workers: Workers = 1,
 ) -> None:
     """Draw subsets of several datasets, train on each, and hold all models against the test sets of all."""
     from trajmill.report import ExperimentProgress, print_paths

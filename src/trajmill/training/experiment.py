@@ -24,7 +24,7 @@ from trajmill.splits import Split
 from trajmill.subsets import LEMAT_TRAJ, draw
 from trajmill.training.curves import curves
 from trajmill.training.evaluation import evaluate
-from trajmill.training.mace import elements_of, metrics, train
+from trajmill.training.mace import elements_of, labelled, metrics, train
 from trajmill.training.recipes import BUILT_IN, Section, TrainingRecipe, checked
 from trajmill.training.tables import markdown
 from trajmill.training.tasks import Epoch, Steps
@@ -248,7 +248,8 @@ def _check_elements(experiment: Experiment, folder: Path) -> None:
     for name, training in experiment.trainings.items():
         file = folder / f"{training.on}.parquet"
         parts = Split.load(_split(file))
-        elements, others = (elements_of(parts.of(Dataset(file), part)) for part in ("train", "val"))
+        its = [labelled(parts.of(Dataset(file), part), experiment.energy) for part in ("train", "val")]
+        elements, others = map(elements_of, its)
         if new := others - elements:
             raise ModelError(f"data.{training.on}: val has {min(new)}, which train has not; draw more frames")
         known[name] = known[training.after] if training.after else elements

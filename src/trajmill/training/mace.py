@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -87,15 +87,15 @@ def train(
         _check_device(device)
     if find_spec("mace") is None:  # importing it here would change how torch loads files
         raise MissingExtraError("mace is not installed: pip install 'trajmill[mace]'")
-    # MACE would count what has no energy among errors of energies
-    train_set, valid_set = (split.of(dataset, part).filter(f"{recipe.energy} IS KNOWN") for part in parts)
+    train_set, valid_set = (labelled(split.of(dataset, part), recipe.energy) for part in parts)
     found = [elements_of(its) for its in (train_set, valid_set)]
     for part, elements in zip(parts, found, strict=True):
         if not elements:
             raise ModelError(f"{part} has no frames with {recipe.energy}")
     if new := found[1] - found[0]:
         raise ModelError(f"{parts[1]} has {min(new)}, which {parts[0]} has not")
-    _begin(out, _card(recipe, train_set, valid_set, split, parts, device, processes))
+    frames = {part: its.digest(recipe.energy) for part, its in zip(parts, (train_set, valid_set), strict=True)}
+    _begin(out, _card(recipe, frames, found[0], split, parts, device, processes))
     model = out / f"{recipe.name}.model"
     if model.is_file():  # it is written last
         return model
@@ -142,12 +142,11 @@ def _force_rms(dataset: Dataset) -> float:
 
 def _neighbours(dataset: Dataset, recipe: TrainingRecipe) -> float:
     """Return the mean number of neighbours of an atom, of some frames; at least 1."""
-    from trajmill.mace_data import neighbours
+    from trajmill.mace_data import ends_of, neighbours
     from trajmill.torch_data import FrameStream
 
     batch = next(iter(FrameStream(dataset, batch_size=SAMPLE, seed=recipe.seed)))
-    ends = np.concatenate([[0], np.cumsum(np.bincount(batch.frame.numpy()))])
-    edges, *_ = neighbours(batch, ends, recipe.model.r_max)
+    edges, *_ = neighbours(batch, ends_of(batch), recipe.model.r_max)
     mean: float = edges.shape[1] / len(batch.numbers)
     return max(1.0, mean)
 
@@ -182,7 +181,7 @@ def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> 
         ) as process,
     ):
         try:
-            for line in _said(process):
+            for line in process.stdout or ():
                 if row := heard(line):
                     report(row)
                 else:
@@ -194,9 +193,9 @@ def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> 
         raise ModelError(f"{out}: training failed (exit code {process.returncode}): {_last_words(out)}")
 
 
-def _said(process: subprocess.Popen[str]) -> IO[str]:
-    assert process.stdout is not None  # noqa: S101 (a pipe)
-    return process.stdout
+def labelled(dataset: Dataset, energy: str) -> Dataset:
+    """Return the frames with an energy; MACE would count the others among errors of energies."""
+    return dataset.filter(f"{energy} IS KNOWN")
 
 
 def elements_of(dataset: Dataset) -> set[str]:
@@ -207,21 +206,20 @@ def elements_of(dataset: Dataset) -> set[str]:
 
 def _card(
     recipe: TrainingRecipe,
-    train_set: Dataset,
-    valid_set: Dataset,
+    frames: dict[str, str],
+    elements: set[str],
     split: Split,
     parts: tuple[str, str],
     device: str,
     processes: int,
 ) -> dict[str, Any]:
-    frames = {part: its.digest(recipe.energy) for part, its in zip(parts, (train_set, valid_set), strict=True)}
     model = recipe.foundation and hashlib.sha256(recipe.foundation.read_bytes()).hexdigest()
     return {
         "recipe": recipe.model_dump(mode="json"),
         "foundation": model,
         "split": {"rule": split.rule, "digest": split.digest, "parts": parts},
         "frames": frames,
-        "elements": sorted(elements_of(train_set)),
+        "elements": sorted(elements),
         "packages": {name: version(name) for name in PACKAGES},
         "command": sys.argv,
         "device": device,
