@@ -24,6 +24,7 @@ from trajmill.pieces import Pieces
 from trajmill.releases.reference_energies import LeastSquares
 from trajmill.targets import TARGETS
 from trajmill.targets.base import Target
+from trajmill.writing import StrPath, whole
 
 ENERGIES = ("energy", "energy_corrected")
 """What may be written as the energy: as computed, or with the Materials Project's corrections."""
@@ -52,7 +53,7 @@ class Converted:
 
 def convert(
     dataset: Dataset,
-    out: Path,
+    out: StrPath,
     to: str,
     *,
     energy: str = "energy",
@@ -80,6 +81,7 @@ def convert(
         MissingExtraError: what the target needs is not installed.
         KeyboardInterrupt: stopped by Ctrl-C; what is finished of a folder stays.
     """
+    out = Path(out)
     if to not in TARGETS:
         raise ConvertError(f"nothing is called {to}; there are {', '.join(TARGETS)}")
     if energy not in ENERGIES:
@@ -117,16 +119,14 @@ def reference_energies(dataset: Dataset, energy: str = "energy") -> dict[str, fl
     return fit.solve()
 
 
-def write_e0s(e0s: dict[str, float], out: Path) -> None:
+def write_e0s(e0s: dict[str, float], out: StrPath) -> None:
     """Write energies of elements as MACE's `--E0s` reads them: JSON by atomic number.
 
     Raises:
         ConvertError: the file cannot be written.
     """
-    try:
-        out.write_text(json.dumps({NUMBERS[symbol]: value for symbol, value in e0s.items()}) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConvertError(f"{out}: cannot be written ({error.strerror})") from error
+    with whole(out, ConvertError) as aside:
+        aside.write_text(json.dumps({NUMBERS[symbol]: e0 for symbol, e0 in e0s.items()}) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

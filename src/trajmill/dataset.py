@@ -33,7 +33,7 @@ from trajmill.stores import POSTGRES, is_store, open_store, shown
 from trajmill.thinning import Thinning
 from trajmill.trajectory import FloatArray, Trajectory
 from trajmill.units import stress_from_vasp
-from trajmill.uris import one_line
+from trajmill.writing import StrPath, whole
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -293,24 +293,17 @@ class Dataset:
             keep = np.concatenate([self._thinning(energy[a:b]) for a, b in pairwise(_starts(rows[identity], identity))])
             yield from rows.filter(pa.array(keep)).select(names).combine_chunks().to_batches()
 
-    def save(self, path: str | Path) -> int:
+    def save(self, path: StrPath) -> int:
         """Write the rows to a Parquet file that `trajmill.open` opens, and return how many there are.
 
         Raises:
             ReleaseError: the file cannot be written.
         """
-        n, path = 0, Path(path)
-        written = path.with_name(f".{path.name}.tmp")
-        try:
-            with pq.ParquetWriter(written, self.schema, **parquet_options(self.schema)) as writer:
-                for batch in self.batches():
-                    writer.write_batch(batch)
-                    n += batch.num_rows
-            written.replace(path)
-        except OSError as error:
-            raise ReleaseError(f"{path}: cannot be written ({one_line(error)})") from error
-        finally:
-            written.unlink(missing_ok=True)
+        n, options = 0, parquet_options(self.schema)
+        with whole(path, ReleaseError) as aside, pq.ParquetWriter(aside, self.schema, **options) as writer:
+            for batch in self.batches():
+                writer.write_batch(batch)
+                n += batch.num_rows
         return n
 
     def _unthinned(self, columns: list[str]) -> Iterator[pa.RecordBatch]:

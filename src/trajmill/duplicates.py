@@ -13,7 +13,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
@@ -25,6 +24,7 @@ from trajmill.errors import FilterError
 from trajmill.matching import Crystals, Report, Shelf, Work, geometries, last_frames
 from trajmill.recipe import SOURCES
 from trajmill.uris import one_line
+from trajmill.writing import StrPath, whole
 
 METADATA = b"trajmill.duplicates"
 
@@ -63,24 +63,17 @@ class Marks:
         source = {row["group"]: row["source"] for row in rows if row["duplicate_of"] is None}
         return Counter((row["source"], source[row["group"]], row["sign"]) for row in rows if row["duplicate_of"])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: StrPath) -> None:
         """Write them as a Parquet file.
 
         Raises:
             FilterError: it cannot be written.
         """
-        path = Path(path)
-        written = path.with_name(f".{path.name}.tmp")
-        try:
-            pq.write_table(self.table.replace_schema_metadata({METADATA: json.dumps(self.rule)}), written)
-            written.replace(path)
-        except OSError as error:
-            raise FilterError(f"{path}: cannot be written ({one_line(error)})") from error
-        finally:
-            written.unlink(missing_ok=True)
+        with whole(path, FilterError) as aside:
+            pq.write_table(self.table.replace_schema_metadata({METADATA: json.dumps(self.rule)}), aside)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: StrPath) -> Self:
         """Read what was saved.
 
         Raises:

@@ -15,9 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -29,7 +27,7 @@ from numpy.typing import NDArray
 from trajmill.dataset import Dataset
 from trajmill.errors import SplitError
 from trajmill.rows import trajectory_id
-from trajmill.uris import one_line
+from trajmill.writing import StrPath, whole
 
 _LAST_SPACE_GROUP = "coalesce(max_by(space_group_it_number, relaxation_step), 0)"
 
@@ -112,7 +110,7 @@ class Split:
         found: IntArray = part[encoded.indices.to_numpy()]
         return found
 
-    def save(self, path: Path) -> None:
+    def save(self, path: StrPath) -> None:
         """Write it as a Parquet file with the columns `trajectory_id` and `split`, how it was made in its metadata.
 
         Raises:
@@ -122,19 +120,12 @@ class Split:
         names = pa.DictionaryArray.from_arrays(pa.array(self.part), pa.array(self.names))
         table = pa.table({"trajectory_id": self.ids, "split": names.cast(pa.string())})
         table = table.replace_schema_metadata({METADATA: json.dumps(about)})
-        aside = path.with_name(f".{path.name}.tmp")
-        try:
+        with whole(path, SplitError) as aside:
             pq.write_table(table, aside, compression="zstd", column_encoding={"trajectory_id": "DELTA_BYTE_ARRAY"},
                            use_dictionary=["split"])  # fmt: skip
-            aside.replace(path)
-        except OSError as error:
-            raise SplitError(f"{path}: cannot be written ({one_line(error)})") from error
-        finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: StrPath) -> Self:
         """Read one that was saved.
 
         Raises:

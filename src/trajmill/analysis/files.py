@@ -23,6 +23,7 @@ from trajmill.dataset import Dataset, _options
 from trajmill.errors import FigureError
 from trajmill.stores import shown
 from trajmill.uris import one_line
+from trajmill.writing import StrPath, whole
 
 LISTING = "figures.json"
 """What says which files of a folder are ours, and what they show."""
@@ -52,7 +53,7 @@ def subjects(addresses: Sequence[str | Path]) -> dict[str, Subject]:
 
 
 def save(
-    counts: Counts, out: Path, *, report: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
+    counts: Counts, out: StrPath, *, report: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
 ) -> list[Path]:  # fmt: skip
     """Write each figure and its numbers into a folder, and a listing of them.
 
@@ -70,6 +71,7 @@ def save(
         FigureError: a file that is not ours has the name of one to be written, or the folder cannot be written.
         MissingExtraError: matplotlib is not installed (extra `figures`).
     """
+    out = Path(out)
     drawn = [figure for figure in counts.figures if figure.name in counts.tables]
     names = {figure.name: [f"{figure.name}{end}" for end in (".png", ".svg", ".csv", ".parquet")] for figure in drawn}
     written: list[Path] = []
@@ -97,9 +99,8 @@ def save(
 
 def write(file: Path, content: bytes) -> None:
     """Write a file, which is there as a whole or not at all."""
-    written = file.with_name(f".{file.name}.tmp")
-    written.write_bytes(content)
-    written.replace(file)
+    with whole(file, FigureError) as aside:
+        aside.write_bytes(content)
 
 
 def _tables(tables: Tables) -> tuple[bytes, bytes]:

@@ -21,6 +21,7 @@ from trajmill.errors import FigureError
 from trajmill.schema import ADDED, PUBLISHED
 from trajmill.stores import is_store, open_store, shown
 from trajmill.uris import one_line
+from trajmill.writing import StrPath
 
 LARGEST = 6_000_000
 """Bytes of a page at most."""
@@ -46,7 +47,7 @@ HOW = (
 def write(
     counts: Counts,
     subjects: Mapping[str, Subject],
-    out: Path,
+    out: StrPath,
     *,
     report: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
 ) -> None:
@@ -62,6 +63,7 @@ def write(
         FigureError: the file is not ours, or cannot be written, or would be too large.
         MissingExtraError: matplotlib is not installed (extra `figures`).
     """
+    out = Path(out)
     try:
         if out.exists() and GENERATOR not in out.read_text("utf-8", errors="replace")[:2000]:
             raise FigureError(f"{out}: is no report of trajmill; choose another name")

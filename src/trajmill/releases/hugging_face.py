@@ -29,6 +29,7 @@ from trajmill.storage import AnyPath
 from trajmill.stores import shown
 from trajmill.stores.base import Balance, Store
 from trajmill.units import KBAR_PER_EV_PER_A3
+from trajmill.writing import StrPath
 
 if TYPE_CHECKING:
     from trajmill.splits import Split
@@ -68,7 +69,7 @@ class ReleaseSummary:
 
 def release(
     store: Store,
-    out: Path,
+    out: StrPath,
     recipe: Recipe,
     *,
     split: Split | None = None,
@@ -90,6 +91,7 @@ def release(
         ReleaseError: the folder is not empty, or the store holds no frames.
         SplitError: the split does not know a trajectory, or names a part as the Hub does not.
     """
+    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReleaseError(f"{out}: exists and is not empty; choose a new folder")
     total = sum(sum(store.count(role).values()) for role in ("frame", "input"))

@@ -18,6 +18,7 @@ from trajmill.splits import Split
 from trajmill.storage import as_path
 from trajmill.stores.base import Store
 from trajmill.uris import without_password
+from trajmill.writing import StrPath
 
 HUB_URL = "hf://datasets/"
 
@@ -59,7 +60,7 @@ def release_to(
 
 
 def push(
-    release: Path,
+    release: StrPath,
     target: str,
     *,
     private: bool = False,
@@ -89,7 +90,7 @@ def push(
         raise PublishError(
             f"{without_password(target)}: --private, --revision and --create-pr are for the Hugging Face Hub"
         )
-    files = check(release, progress)
+    files = check(Path(release), progress)
     if repo_id is None:
         return push_to_address(files, target, progress)
     return push_to_hub(files, repo_id, Wish(private, revision, create_pr))

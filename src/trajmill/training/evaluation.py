@@ -16,6 +16,7 @@ from trajmill.training.metrics import SHIFTS, by_group, errors_of, score
 from trajmill.training.plots import Found, Held, save
 from trajmill.training.predictions import predict
 from trajmill.training.tables import FORMATS, KEYS, MATRICES, Scores, labels, markdown
+from trajmill.writing import StrPath
 
 GROUPS = ("source", "functional", "element", "force range", "step")
 
@@ -25,7 +26,7 @@ Report = Callable[[int, int], None]
 def evaluate(
     models: Sequence[str] | Mapping[str, str],
     datasets: Mapping[str, Dataset],
-    out: Path,
+    out: StrPath,
     *,
     energy: str = "energy",
     shift: str = "none",
@@ -59,6 +60,7 @@ def evaluate(
     _check(energy, shift, by)
     if plots:
         require("matplotlib", extra="figures")  # before models are asked for hours
+    out = Path(out)
     folder = out / "predictions"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from trajmill.training.mace import elements_of, labelled, metrics, train
 from trajmill.training.recipes import BUILT_IN, Section, TrainingRecipe, checked
 from trajmill.training.tables import markdown
 from trajmill.training.tasks import Epoch, Steps
+from trajmill.writing import StrPath
 
 SETTINGS = "experiment.json"
 
@@ -113,7 +114,7 @@ Report = Callable[[Stage, Steps | Epoch | tuple[int, int] | None], None]
 """Told what an experiment is doing, and how far that is."""
 
 
-def load(name: str, settings: Path) -> Experiment:
+def load(name: str, settings: StrPath) -> Experiment:
     """Read where the data of an experiment are, and whatever is to be other than it says itself.
 
     Raises:
@@ -122,7 +123,7 @@ def load(name: str, settings: Path) -> Experiment:
     if name not in EXPERIMENTS:
         raise ModelError(f"no experiment {name}; there are {', '.join(EXPERIMENTS)}")
     try:
-        given = tomllib.loads(settings.read_text(encoding="utf-8"))
+        given = tomllib.loads(Path(settings).read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{settings}: cannot be read ({error})") from error
     experiment = checked(Experiment, _merged(EXPERIMENTS[name], given), str(settings))
@@ -136,7 +137,7 @@ def load(name: str, settings: Path) -> Experiment:
 
 def run(
     experiment: Experiment,
-    out: Path,
+    out: StrPath,
     *,
     device: str = "cpu",
     processes: int = 1,
@@ -164,6 +165,7 @@ def run(
         TrajmillError: a dataset cannot be read, or has too few frames.
         MissingExtraError: MACE or matplotlib is not installed (extras `mace` and `figures`).
     """
+    out = Path(out)
     require("matplotlib", extra="figures")  # before models are trained for days
     _begin(experiment, out)
     for name in experiment.data:

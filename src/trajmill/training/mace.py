@@ -28,6 +28,7 @@ from trajmill.errors import MissingExtraError, ModelError
 from trajmill.splits import Split
 from trajmill.training.recipes import TrainingRecipe
 from trajmill.training.tasks import LAUNCHED, METRICS, PARENT, TASK, Epoch, Steps, Task, heard
+from trajmill.writing import StrPath
 
 CARD, LOG = "card.json", "mace.log"
 """What was trained, on what, with what; and what MACE says."""
@@ -44,7 +45,7 @@ Report = Callable[[Steps | Epoch], None]
 def train(
     dataset: Dataset,
     split: Split,
-    out: Path,
+    out: StrPath,
     recipe: TrainingRecipe,
     *,
     parts: tuple[str, str] = ("train", "val"),
@@ -81,6 +82,7 @@ def train(
         FilterError: the dataset cannot be read in pieces.
         MissingExtraError: MACE is not installed (extra `mace`).
     """
+    out = Path(out)
     if launcher and processes > 1:
         raise ModelError("say how many processes there are to the launcher, not to trajmill as well")
     if not launcher:  # which may start them where there are other devices

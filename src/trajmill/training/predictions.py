@@ -25,6 +25,7 @@ from trajmill.training.calculators import digest_of
 from trajmill.trajectory import Trajectory
 from trajmill.units import to_voigt
 from trajmill.views import Geometry
+from trajmill.writing import StrPath
 
 SCHEMA = pa.schema(
     [
@@ -62,7 +63,13 @@ Report = Callable[[int], None]
 
 
 def predict(
-    dataset: Dataset, model: Any, out: Path, *, energy: str = "energy", name: str = "", report: Report = lambda _: None
+    dataset: Dataset,
+    model: Any,
+    out: StrPath,
+    *,
+    energy: str = "energy",
+    name: str = "",
+    report: Report = lambda _: None,
 ) -> Path:
     """Ask a model about every frame, many at once where it can. Run again after it was stopped, it goes on.
 
@@ -81,6 +88,7 @@ def predict(
     Raises:
         ModelError: the file cannot be written, or another process is making it.
     """
+    out = Path(out)
     of = digest_of(name, energy) if name else uuid4().hex
     folder = out.with_name(f".{out.name}.parts")
     with writing(out):

@@ -24,6 +24,7 @@ from trajmill.training.fire import End, relax_all
 from trajmill.training.predictions import writing
 from trajmill.views import Geometry as Cell
 from trajmill.views import Relaxation, relaxations
+from trajmill.writing import StrPath, whole
 
 FMAX, STEPS = 0.02, 500
 """eV/A that forces (and the stress, times the cell) are to fall below, and steps that are allowed."""
@@ -89,7 +90,7 @@ class Summary:
 def relax(
     dataset: Dataset,
     model: Any,
-    out: Path,
+    out: StrPath,
     *,
     inputs: Dataset | None = None,
     fmax: float = FMAX,
@@ -116,6 +117,7 @@ def relax(
     Raises:
         ModelError: the file cannot be written, or there is nothing to relax.
     """
+    out = Path(out)
     journal = out.with_name(f".{out.name}.jsonl")
     of = digest_of(name) if name else uuid4().hex
     with writing(out):
@@ -208,12 +210,8 @@ def _key(r: Relaxation) -> str:
 
 
 def _write(found: list[Relaxed], out: Path) -> None:
-    aside = out.with_name(f".{out.name}.tmp")
-    try:
+    with whole(out, ModelError) as aside:
         pq.write_table(pa.Table.from_pylist([asdict(r) for r in found], _SCHEMA), aside)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _all(
