@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,11 @@ from trajmill.uris import one_line
 
 StrPath = str | os.PathLike[str]
 """What a caller may name a file with."""
+
+
+def file_name(text: str) -> str:
+    """Return what a file about something may be called: an address or a name, without what systems of files mind."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("_")[-60:]
 
 
 @contextmanager

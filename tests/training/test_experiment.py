@@ -159,7 +159,7 @@ class TestExperiment:
         found = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert found.returncode == 2
         assert found.stderr.count("\n") == 1
-        assert "holds an experiment with other settings; choose a new folder" in found.stderr
+        assert "holds an experiment with another frames.train; choose a new folder" in found.stderr
 
 
 def test_elements_that_a_model_does_not_know_are_seen_before_anything_is_trained(settings, tmp_path):

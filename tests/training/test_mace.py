@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +57,18 @@ def stopped_after(n):
     return report
 
 
+def killed_after(n, out):
+    """Return what kills the process that trains once it has told so many rows."""
+    told = []
+
+    def report(row):
+        told.append(row)
+        if len(told) == n:
+            os.kill(int((out / ".lock").read_text()), signal.SIGKILL)
+
+    return report
+
+
 def trajmill_cli(*arguments):
     command = [sys.executable, "-m", "trajmill.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
@@ -97,12 +111,41 @@ class TestTraining:
 
     def test_one_that_was_killed_has_the_curve_of_one_that_was_not(self, data, trained):
         dataset, parts, folder = data
+        out = folder / "killed"
         for rows in (9, 26):  # within the first epoch, and in the second stage
-            with pytest.raises(KeyboardInterrupt):
-                train(dataset, parts, folder / "killed", TRAINED, report=stopped_after(rows))
-        train(dataset, parts, folder / "killed", TRAINED)
-        same(metrics(folder / "killed"), trained[1])
+            with pytest.raises(ModelError, match="ended with exit code -9"):
+                train(dataset, parts, out, TRAINED, report=killed_after(rows, out))
+        train(dataset, parts, out, TRAINED)
+        same(metrics(out), trained[1])
         assert len(trained[1]) == 4 + 3 * 12
+
+    def test_one_that_was_stopped_does_no_step_twice(self, data, trained):
+        dataset, parts, folder = data
+        out, before = folder / "stopped", ""
+        for rows in (7, 2, 9):  # steps of the first epoch and of the second
+            with pytest.raises(KeyboardInterrupt):
+                train(dataset, parts, out, TRAINED, report=stopped_after(rows))
+            told = (out / "metrics.jsonl").read_text()
+            assert told.startswith(before)
+            assert len(told.splitlines()) - len(before.splitlines()) >= rows
+            before = told
+        assert "stopped after step" in (out / "mace.log").read_text()
+        train(dataset, parts, out, TRAINED)
+        assert (out / "metrics.jsonl").read_text().startswith(before), "rows are appended, none is told again"
+        same(metrics(out), trained[1])
+
+    def test_one_that_is_made_longer_has_the_curve_of_a_long_one(self, data):
+        dataset, parts, folder = data
+        short, long = recipe(epochs=1), recipe(epochs=2)
+        model = train(dataset, parts, folder / "longer", short)
+        train(dataset, parts, folder / "longer", long)
+        train(dataset, parts, folder / "long-2", long)
+        same(metrics(folder / "longer"), metrics(folder / "long-2"))
+        with pytest.raises(ModelError, match="holds a training of 2 epochs; it can only be made longer"):
+            train(dataset, parts, folder / "longer", short)
+        before = model.stat().st_mtime_ns
+        train(dataset, parts, folder / "longer", long)
+        assert model.stat().st_mtime_ns == before, "nothing is left to be done"
 
     def test_so_it_is_with_workers(self, data):
         dataset, parts, folder = data
@@ -194,7 +237,7 @@ class TestTraining:
     def test_a_model_that_does_not_know_an_element_is_not_tuned(self, data, trained, tmp_path):
         make_store(tmp_path / "store", [make_trajectory(f"mp-{i}", energy=-float(i)) for i in range(4)])
         other = trajmill.open(tmp_path / "store")
-        with pytest.raises(ModelError, match=r"training failed .* does not know (Na|Cl), which is trained on"):
+        with pytest.raises(ModelError, match=r"training ended .* does not know (Na|Cl), which is trained on"):
             train(other, split(other, {"train": 0.5, "val": 0.5}), tmp_path / "run", recipe(foundation=trained[0]))
 
     def test_a_card_says_what_was_done_and_another_recipe_is_refused(self, data, trained):
@@ -204,7 +247,7 @@ class TestTraining:
         assert card["frames"]["train"] == parts.of(dataset, "train").digest()
         assert card["elements"] == ["Au", "Cu"]
         assert card["packages"]["mace-torch"]
-        with pytest.raises(ModelError, match="another recipe"):
+        with pytest.raises(ModelError, match=r"another recipe\.lr; choose"):
             train(dataset, parts, folder / "run", recipe(lr=0.1))
 
     def test_the_model_can_be_held_against_dft(self, data, trained):

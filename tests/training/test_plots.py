@@ -87,8 +87,8 @@ def test_files_are_made_and_named_after_predictions(dataset, tmp_path):
     datasets = {"all": dataset, "none": dataset.filter('functional = "scan"')}
     made = evaluate(["training.offsets:wrong"], datasets, tmp_path, plots=True, shift="composition")
     predictions = sorted(file.stem for file in (tmp_path / "predictions").iterdir())
-    names = {"errors", "elements", *(f"parity--{stem}" for stem in predictions)}
-    assert len(names) == 4
+    names = {"errors", "elements--all", "elements--none", *(f"parity--{stem}" for stem in predictions)}
+    assert len(names) == 5
     pictures = [file for file in made if file.parent.name == "plots"]
     assert {file.name for file in pictures} == {f"{name}{end}" for name in names for end in (".png", ".svg")}
     assert all(file.stat().st_size > 5000 for file in pictures)
@@ -186,7 +186,7 @@ def test_errors_of_forces_by_element(random):
     found = plots.by_element(its)
     assert found == pytest.approx({"O": 1000 * errors[:, 4:].mean(), "Fe": 1000 * errors[:, :4].mean()})
     with style.applied():
-        svg = style.to_svg(plots.force_errors({("m", "t"): its}))
+        svg = style.to_svg(plots.force_errors({("m", "t"): plots.by_element(its)}, "t"))
     said = re.findall(r"<title>(.*?)</title>", svg)
     assert len(said) == len(NUMBERS)
     assert f"Fe: {found['Fe']:.3g} meV/Å" in said
@@ -198,7 +198,7 @@ def test_a_model_that_says_nothing(held):
     assert [plots.spread(its, quantity).n for quantity in (ENERGY, FORCES, STRESS)] == [0, 0, 0]
     assert [panel.texts[0].get_text() for panel in drawn(its).axes] == ["none"] * 3
     with style.applied():
-        style.to_png(plots.force_errors({("m", "t"): its}))
+        style.to_png(plots.force_errors({("m", "t"): plots.by_element(its)}, "t"))
         style.to_png(plots.error_shares({("m", "t"): [plots.spread(its, quantity) for quantity in QUANTITIES]}))
 
 

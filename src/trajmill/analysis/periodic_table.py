@@ -45,14 +45,10 @@ def _draw(tables: Tables) -> drawn.Figure:
     functionals = [*(name for name in ORDER if name in there), *sorted(there - {*ORDER})] or [ORDER[0]]
     has = {label: set(table["functional"].to_pylist()) or {functionals[0]} for label, table in tables.items()}
     shown = [(label, functional) for label in tables for functional in functionals if functional in has[label]]
-    n_columns = min(2, len(shown))
-    n_rows = -(-len(shown) // n_columns)
-    figure, grid = style.panels(n_rows, n_columns, (6.6, 3.5) if n_columns == 1 else (5.4, 3.0))
+    figure, grid = periodic_tables(len(shown))
     highest = max((n for t in tables.values() for n in t["trajectories"].to_pylist()), default=1)
     scale = require("matplotlib.colors", extra="figures").LogNorm(1, max(highest, 10))
     colours = require("matplotlib", extra="figures").colormaps[style.HEAT]
-    for panel in grid.flat[len(shown) :]:
-        panel.set_axis_off()
     for panel, (label, functional) in zip(grid.flat, shown, strict=False):
         its = tables[label].filter(pc.equal(tables[label]["functional"], functional))
         counts = {str(element): n for element, n in totals(its, "element", "trajectories").items()}
@@ -62,6 +58,15 @@ def _draw(tables: Tables) -> drawn.Figure:
     mappable = require("matplotlib.cm", extra="figures").ScalarMappable(scale, colours)
     figure.colorbar(mappable, ax=grid, label="trajectories with the element", shrink=0.8, aspect=30, pad=0.01)
     return figure
+
+
+def periodic_tables(n: int) -> tuple[drawn.Figure, Any]:
+    """Return a figure with room for so many periodic tables, two in a row, and its panels."""
+    n_columns = min(2, n)
+    figure, grid = style.panels(-(-n // n_columns), n_columns, (6.6, 3.5) if n_columns == 1 else (5.4, 3.0))
+    for panel in grid.flat[n:]:
+        panel.set_axis_off()
+    return figure, grid
 
 
 def draw_table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from trajmill.training.metrics import SHIFTS, by_group, errors_of, score
 from trajmill.training.plots import Found, Held, save
 from trajmill.training.predictions import predict
 from trajmill.training.tables import FORMATS, KEYS, MATRICES, Scores, labels, markdown
-from trajmill.writing import StrPath
+from trajmill.writing import StrPath, file_name
 
 GROUPS = ("source", "functional", "element", "force range", "step")
 
@@ -75,7 +74,7 @@ def evaluate(
         loaded: Any = None
         for name, dataset in datasets.items():
             digest = digest_of(model, frames[name], energy)[:12]
-            file = folder / f"{_file_name(label)}--{_file_name(name)}--{digest}.parquet"
+            file = folder / f"{file_name(label)}--{file_name(name)}--{digest}.parquet"
             if not file.is_file():
                 loaded = loaded or calculator(model, device=device)
                 predict(dataset, loaded, file, energy=energy, name=model, report=partial(_on, report, done, total))
@@ -144,7 +143,3 @@ def _frames(found: Found, energy: str, shift: str, without: Mapping[str, int]) -
     counts = {key: (len(e), without[key[1]], e.failed, e.undefined) for key, (_, e, _) in found.items()}
     rows = [[*key, *(f"{n:,}" for n in its), energy, shift] for key, its in counts.items()]
     return markdown(head, rows)
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text).strip("_")[-60:]

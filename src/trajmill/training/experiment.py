@@ -25,7 +25,7 @@ from trajmill.subsets import LEMAT_TRAJ, draw
 from trajmill.training.curves import curves
 from trajmill.training.evaluation import evaluate
 from trajmill.training.mace import elements_of, labelled, metrics, train
-from trajmill.training.recipes import BUILT_IN, Section, TrainingRecipe, checked
+from trajmill.training.recipes import BUILT_IN, Section, TrainingRecipe, checked, difference
 from trajmill.training.tables import markdown
 from trajmill.training.tasks import Epoch, Steps
 from trajmill.writing import StrPath
@@ -218,8 +218,8 @@ def _begin(experiment: Experiment, out: Path) -> None:
     try:
         (out / "data").mkdir(parents=True, exist_ok=True)
         file = out / SETTINGS
-        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != content:
-            raise ModelError(f"{out}: holds an experiment with other settings; choose a new folder")
+        if file.is_file() and (key := difference(json.loads(file.read_text(encoding="utf-8")), content)):
+            raise ModelError(f"{out}: holds an experiment with another {key}; choose a new folder")
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ModelError(f"{out}: cannot be used ({error})") from error

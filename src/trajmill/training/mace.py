@@ -26,7 +26,7 @@ from trajmill.dataset import Dataset
 from trajmill.elements import NUMBERS
 from trajmill.errors import MissingExtraError, ModelError
 from trajmill.splits import Split
-from trajmill.training.recipes import TrainingRecipe
+from trajmill.training.recipes import TrainingRecipe, difference
 from trajmill.training.tasks import LAUNCHED, METRICS, PARENT, TASK, Epoch, Steps, Task, heard
 from trajmill.writing import StrPath
 
@@ -57,8 +57,8 @@ def train(
 ) -> Path:
     """Train a MACE model. Run again after it was stopped, it goes on from its last checkpoint, as if it had not been.
 
-    Frames come from the dataset as it lies: nothing is converted or copied. Those without the energy that the recipe
-    asks for are left out.
+    So it does with more epochs than before. Frames come from the dataset as it lies: nothing is converted or copied.
+    Those without the energy that the recipe asks for are left out.
 
     Args:
         dataset: one functional, unless its energies are meant to be mixed.
@@ -77,7 +77,7 @@ def train(
         The model, a file that `mace:FILE` names to `trajmill evaluate`.
 
     Raises:
-        ModelError: the recipe and the folder do not belong together, or training failed; `mace.log` says more.
+        ModelError: the recipe and the folder do not belong together, or training ended early; `mace.log` says more.
         SplitError: the split is of other data.
         FilterError: the dataset cannot be read in pieces.
         MissingExtraError: MACE is not installed (extra `mace`).
@@ -97,8 +97,8 @@ def train(
     if new := found[1] - found[0]:
         raise ModelError(f"{parts[1]} has {min(new)}, which {parts[0]} has not")
     frames = {part: its.digest(recipe.energy) for part, its in zip(parts, (train_set, valid_set), strict=True)}
-    _begin(out, _card(recipe, frames, found[0], split, parts, device, processes))
     model = out / f"{recipe.name}.model"
+    _begin(out, _card(recipe, frames, found[0], split, parts, device, processes), model)
     if model.is_file():  # it is written last
         return model
     task = _task(train_set, valid_set, out, recipe, device, workers)
@@ -176,10 +176,12 @@ def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> 
         (out / LOG).open("a", buffering=1, encoding="utf-8") as log,
         subprocess.Popen(  # noqa: S603 (our interpreter)
             command,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             env=environment,
+            start_new_session=True,  # Ctrl-C is for us, who tell it to end
         ) as process,
     ):
         try:
@@ -190,9 +192,10 @@ def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> 
                     log.write(line)
         except BaseException:
             process.send_signal(signal.SIGTERM)
+            process.wait()
             raise
     if process.returncode:
-        raise ModelError(f"{out}: training failed (exit code {process.returncode}): {_last_words(out)}")
+        raise ModelError(f"{out}: training ended with exit code {process.returncode}: {_last_words(out)}")
 
 
 def labelled(dataset: Dataset, energy: str) -> Dataset:
@@ -229,18 +232,24 @@ def _card(
     }
 
 
-def _begin(out: Path, card: dict[str, Any]) -> None:
+def _begin(out: Path, card: dict[str, Any], model: Path) -> None:
     """Make the folder, or go on in one that was begun with the same recipe, split and frames."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if (out / CARD).is_file():
             before = json.loads((out / CARD).read_text(encoding="utf-8"))
-            for name in ("recipe", "foundation", "split", "frames"):
-                if before.get(name) != json.loads(json.dumps(card[name])):
-                    raise ModelError(f"{out}: holds a training of another {name}; choose a new folder")
+            epochs = before["recipe"].pop("epochs")
+            fixed = {name: card[name] for name in ("recipe", "foundation", "split", "frames")}
+            fixed["recipe"] = {key: value for key, value in card["recipe"].items() if key != "epochs"}
+            if key := difference(before, fixed):
+                raise ModelError(f"{out}: holds a training with another {key}; choose a new folder")
+            if card["recipe"]["epochs"] < epochs:
+                raise ModelError(f"{out}: holds a training of {epochs} epochs; it can only be made longer")
+            if card["recipe"]["epochs"] > epochs:
+                model.unlink(missing_ok=True)
         (out / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{out}: cannot be used ({error})") from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{out}: cannot be used ({type(error).__name__}: {error})") from error
 
 
 def _last_words(out: Path) -> str:

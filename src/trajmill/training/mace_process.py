@@ -7,7 +7,8 @@ standard output, a JSON object a line. With several processes, each has its shar
 
 The order of frames depends on seed and epoch alone, and a checkpoint has all that the next step depends on. So a
 training that was killed and goes on has the curve of one that was not; with MACE's own program it has another, since
-that repeats an epoch with its frames in the order of the first.
+that repeats an epoch with its frames in the order of the first. Told to end, by SIGTERM or since nobody listens any
+more, it ends after the step that it is in, with a checkpoint: then no step is done twice.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import logging
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,13 +55,23 @@ STATE, BEST = "state.pt", "best.pt"
 ROWS = 100
 """Rows on training that an epoch has, about."""
 
-PATIENCE = 10
-"""s to wait for another training in the same folder: when one is killed, its workers see it after 5."""
+PATIENCE = 20
+"""s to wait for another training in the same folder: one that nobody listens to any more ends after a step."""
+
+GRACE = 60
+"""s to go on for, at most, when nobody listens any more."""
+
+STOP = threading.Event()
+"""Set when it is time to end."""
 
 HEADS = ["Default"]
 
 OUTPUTS = {"energy": True, "forces": True, "virials": False, "stress": True}
 """What models are asked for."""
+
+
+class StoppedError(TrajmillError):
+    """It was told to end before it was done."""
 
 
 class Training:
@@ -97,14 +109,20 @@ class Training:
             even=self._ranks > 1, transform=graphs,
         )  # fmt: skip
         loader = StatefulDataLoader(
-            stream, batch_size=None, num_workers=workers if workers > 1 else 0, pin_memory=self._device.type == "cuda"
-        )
+            stream, batch_size=None, num_workers=workers if workers > 1 else 0, worker_init_fn=_outlive,
+            pin_memory=self._device.type == "cuda",
+        )  # fmt: skip
         if not stream.n_batches(max(1, loader.num_workers)):
             raise ModelError(f"{stream.n_frames} frames are too few for so many processes")
         return stream, loader
 
     def run(self) -> None:
-        """Train from where the last checkpoint is to the end, and write the model with the lowest loss."""
+        """Train from where the last checkpoint is to the end, and write the model with the lowest loss.
+
+        Raises:
+            StoppedError: it was told to end; there is a checkpoint.
+            ModelError: the loss is no number any more.
+        """
         if not self._resumed():
             self._tell(self._validated(None))
         while self._epoch < self._recipe.epochs:
@@ -136,8 +154,10 @@ class Training:
         loss: torch.nn.Module = mace.modules.WeightedEnergyForcesStressLoss(energy, forces, stress).to(self._device)
         return loss
 
-    def _trained(self) -> tuple[float, float]:
+    def _trained(self) -> tuple[float | None, float | None]:
         """Train for an epoch, or for what is left of it; return frames a second, and the share of time waited."""
+        if self._step == self._steps:  # it was stopped before it was validated
+            return None, None
         loss, told = self._loss(), max(1, self._steps // ROWS)
         for group in self._optimizer.param_groups:
             group["lr"] = self._stage.lr
@@ -153,9 +173,20 @@ class Training:
             if self._step % told == 0 or self._step == self._steps:
                 self._tell(Steps(self._epoch, self._step, self._steps, float(np.mean(self._losses)), *clock.facts()))
                 self._losses.clear()
-            if self._step % self._recipe.save_every == 0 and self._step < self._steps:
+            if self._step == self._steps:
+                self._checkpoint(None)  # what comes now takes long as well
+            elif (stopped := self._stopped()) or self._step % self._recipe.save_every == 0:
                 self._checkpoint(self._loader.state_dict())
+                if stopped:
+                    raise StoppedError(f"stopped after step {self._step} of epoch {self._epoch}; run again to go on")
         return clock.facts()
+
+    def _stopped(self) -> bool:
+        """Tell whether it is time to end: for all processes as soon as for one, since none goes on alone."""
+        told = torch.tensor(float(STOP.is_set()), device="cpu")
+        if self._ranks > 1:
+            distributed.all_reduce(told, distributed.ReduceOp.MAX)
+        return bool(told)
 
     def _validated(self, epoch: int | None) -> Epoch:
         with self._averaged():
@@ -207,7 +238,7 @@ class Training:
             self._ema.load_state_dict(state["ema"])
         self._epoch, self._step, self._lowest = state["epoch"], state["step"], state["lowest"]
         self._losses = state["losses"]
-        if self._step:
+        if 0 < self._step < self._steps:
             ranks, workers = len(state["loaders"]), max(1, state["workers"])
             if (ranks, workers) != (self._ranks, max(1, self._loader.num_workers)):
                 raise ModelError(f"it stopped within an epoch of {ranks} processes with {workers} workers; use as many")
@@ -226,8 +257,9 @@ class Training:
             line = said(row)
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(line)
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            with suppress(BrokenPipeError):  # nobody listens any more: a checkpoint is yet to come
+                sys.stdout.write(line)
+                sys.stdout.flush()
 
     def _save(self, name: str, content: Any) -> None:
         """Write a file at once or not at all."""
@@ -310,6 +342,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     out = Path(sys.argv[1])
     task: Task = pickle.loads((out / TASK).read_bytes())  # noqa: S301 (our own, just written)
+    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     device = _begun(task.device)
     torch.set_default_dtype(getattr(torch, task.recipe.dtype))
@@ -329,7 +362,14 @@ def _end_with_parent() -> None:
     parent = Path("/proc", os.environ[PARENT])
     while LAUNCHED in sys.argv or not parent.parent.is_dir() or parent.is_dir():
         time.sleep(1)
+    STOP.set()
+    time.sleep(GRACE)
     os._exit(1)
+
+
+def _outlive(_: int) -> None:
+    """Let a process that loads end with the one that trains, not before: schedulers send SIGTERM to all."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _alone(out: Path) -> Lock:
@@ -348,7 +388,7 @@ def _begun(device: str) -> torch.device:
         os.environ.update(_by_slurm())
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return torch.device(device)
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     if device == "cuda":
         place = torch.device("cuda", distributed.get_node_local_rank() % torch.cuda.device_count())
         torch.cuda.set_device(place)

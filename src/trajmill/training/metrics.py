@@ -5,7 +5,7 @@ Frames of one trajectory are alike, so that intervals are those of a bootstrap t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,13 @@ FLOOR = 0.05
 FORCE_RANGES = (0.0, 0.01, 0.1, 1.0, 10.0, np.inf)
 """eV/A, borders of the ranges of DFT forces that errors are given by."""
 
+AT_ONCE = 5000
+"""Frames that are read together."""
+
+OF_FRAMES = ("trajectory_id", "source", "functional", "relaxation_step", "energy", "energy_predicted", "failure")
+OF_ATOMS = ("numbers", "forces", "forces_predicted", "stress", "stress_predicted", "failure")
+"""Columns of predictions that are read at once, and those that are read some frames at a time."""
+
 STEPS = (0, 1, 5, 20, 100, 2**31)
 """Borders of the ranges of steps that errors are given by."""
 
@@ -47,12 +54,14 @@ class Grouping(NamedTuple):
     """What frames are grouped by.
 
     Attributes:
-        labels: (n,) of each frame; for elements, the set of those it has.
-        names: of the groups, in the order that they are shown in.
+        names: (m,) of the groups, in the order that they are shown in.
+        kind: (n,) which of k kinds each frame is of.
+        member: (k, m) whether frames of a kind are in a group.
     """
 
-    labels: NDArray[np.object_]
     names: list[str]
+    kind: IntArray
+    member: BoolArray
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ class Score:
 
 
 def errors_of(path: Path, *, shift: str = "none") -> Errors:
-    """Read predictions and reckon their errors.
+    """Read predictions and reckon their errors. Of atoms no more is held in memory than what is read together.
 
     Args:
         path: file that `predict` made.
@@ -113,24 +122,30 @@ def errors_of(path: Path, *, shift: str = "none") -> Errors:
     if shift not in SHIFTS:
         raise ModelError(f"no shift {shift}; there are {', '.join(SHIFTS)}")
     try:
-        table = pq.read_table(path).combine_chunks()
-        answered = table.filter(pc.is_null(table["failure"])).combine_chunks()
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            table = file.read(list(OF_FRAMES))
+            answered = table.filter(pc.is_null(table["failure"]))
+            sums = [_sums(batch) for batch in file.iter_batches(AT_ONCE, columns=list(OF_ATOMS))]
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ModelError(f"{path}: no predictions of trajmill ({error})") from error
-    numbers, owner, n_atoms = _atoms(answered)
+    its = _Sums.together(sums)
     energy, asked = (answered[name].to_numpy() for name in ("energy", "energy_predicted"))
     if shift == "composition" and len(answered):
-        asked = asked - _fitted(numbers, owner, asked - energy)
-    forces, predicted = (flat(answered[name]).reshape(-1, 3) for name in ("forces", "forces_predicted"))
-    sums, undefined = _of_forces(forces, predicted, owner, len(answered))
-    sums["stress_mae"] = _of_stress(answered)
+        asked = asked - _fitted(its, asked - energy)
+    n_atoms = its.compositions.sum(axis=1)[its.composition]
     return Errors(
-        trajectory=_codes(answered["trajectory_id"]),
+        trajectory=_ranks(answered["trajectory_id"])[0],
         energy_dft=energy / n_atoms,
         energy_model=asked / n_atoms,
-        sums=sums,
-        groups=_groups(answered, forces, owner),
-        undefined=undefined,
+        sums=its.metrics,
+        groups={
+            "source": _by_text(answered["source"]),
+            "functional": _by_text(answered["functional"]),
+            "element": _by_element(its),
+            "force range": _by_range(its.largest_force, FORCE_RANGES, "eV/A"),
+            "step": _by_range(answered["relaxation_step"].to_numpy(), STEPS, ""),
+        },
+        undefined=its.undefined,
         failed=len(table) - len(answered),
     )
 
@@ -174,42 +189,60 @@ def by_group(errors: Errors, name: str, **options: Any) -> dict[str, dict[str, S
     """
     if name not in errors.groups:
         raise ModelError(f"nothing is grouped by {name}; there are {', '.join(errors.groups)}")
-    labels, names = errors.groups[name]
-    if name == "element":
-        return {e: score(errors, np.array([e in its for its in labels], bool), **options) for e in names}
-    return {label: score(errors, labels == label, **options) for label in names}
+    names, kind, member = errors.groups[name]
+    return {label: score(errors, member[kind, i], **options) for i, label in enumerate(names)}
 
 
-def _atoms(table: pa.Table) -> tuple[IntArray, IntArray, IntArray]:
-    """Return the atomic number of each atom, the frame it is of, and how many a frame has."""
-    lengths = pc.list_value_length(table["numbers"]).to_numpy()
-    return flat(table["numbers"]).astype(np.int64), np.repeat(np.arange(len(table)), lengths), lengths
+# --- sums over atoms
 
 
-def flat(column: pa.ChunkedArray | pa.Array) -> Any:
-    """Return the numbers of a column of lists, or of lists of lists, after each other."""
-    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(values, pa.ChunkedArray):  # none
-        return np.zeros(0)
-    while pa.types.is_list(values.type):
-        values = values.flatten()
-    return values.to_numpy(zero_copy_only=False)
+@dataclass(frozen=True)
+class _Sums:
+    """What is needed of the atoms of n frames.
+
+    Attributes:
+        metrics: by name, (n,) sums over atoms or components, and how many.
+        largest_force: (n,) of DFT's, eV/A.
+        compositions: (k, elements) how many atoms of each element.
+        composition: (n,) which of them a frame has.
+        undefined: atoms without an angle.
+    """
+
+    metrics: dict[str, tuple[FloatArray, FloatArray]]
+    largest_force: FloatArray
+    compositions: IntArray
+    composition: IntArray
+    undefined: int
+
+    @classmethod
+    def together(cls, parts: Sequence[_Sums]) -> _Sums:
+        """Put frames after each other."""
+        begins = np.cumsum([0, *(len(its.compositions) for its in parts)], dtype=np.int32)
+        return cls(
+            metrics={
+                name: (_concatenated(its.metrics[name][0] for its in parts),
+                       _concatenated(its.metrics[name][1] for its in parts))
+                for name in METRICS if name != "energy_mae"
+            },
+            largest_force=_concatenated(its.largest_force for its in parts),
+            compositions=np.concatenate([its.compositions for its in parts] or [np.zeros((0, len(SYMBOLS)), np.int32)]),
+            composition=_concatenated(
+                (begin + its.composition for begin, its in zip(begins, parts, strict=False)), np.int32
+            ),
+            undefined=sum(its.undefined for its in parts),
+        )  # fmt: skip
 
 
-def _fitted(numbers: IntArray, owner: IntArray, difference: FloatArray) -> FloatArray:
-    """Fit the differences of energies by a constant per element, least squares over all frames."""
-    present, index = np.unique(numbers, return_inverse=True)
-    counts = np.zeros((len(difference), len(present)))
-    np.add.at(counts, (owner, index), 1)
-    constants, *_ = np.linalg.lstsq(counts, difference, rcond=1e-10)
-    fitted: FloatArray = counts @ constants
-    return fitted
+def _concatenated(arrays: Iterable[NDArray[Any]], kind: Any = float) -> Any:
+    return np.concatenate([np.zeros(0, kind), *arrays])
 
 
-def _of_forces(
-    forces: FloatArray, predicted: FloatArray, owner: IntArray, n: int
-) -> tuple[dict[str, tuple[FloatArray, FloatArray]], int]:
-    """Return sums over the atoms of each frame."""
+def _sums(batch: pa.RecordBatch) -> _Sums:
+    """Sum over the atoms of each frame that the model says something of."""
+    frames = batch.filter(pc.is_null(batch["failure"]))
+    n, lengths = len(frames), pc.list_value_length(frames["numbers"]).to_numpy()
+    numbers, owner = flat(frames["numbers"]).astype(np.int64), np.repeat(np.arange(n), lengths)
+    forces, predicted = (flat(frames[name]).reshape(-1, 3) for name in ("forces", "forces_predicted"))
     norms = np.linalg.norm(forces, axis=1), np.linalg.norm(predicted, axis=1)
     defined = (norms[0] > 0) & (norms[1] > 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -219,57 +252,88 @@ def _of_forces(
         total = np.bincount(owner, weights=np.where(which, values, 0.0), minlength=n)
         return total.astype(float), np.bincount(owner, weights=which, minlength=n).astype(float)
 
-    absolute = 1000 * np.abs(predicted - forces).mean(axis=1) if len(forces) else np.zeros(0)
-    return {
-        "force_mae": summed(absolute, np.ones(len(forces), bool)),
-        "force_cosine": summed(cosine, defined),
-        "force_cosine_above": summed(cosine, defined & (norms[0] > FLOOR)),
-    }, int((~defined).sum())
+    largest = np.zeros(n)
+    np.maximum.at(largest, owner, norms[0])
+    counts = np.bincount(owner * len(SYMBOLS) + numbers, minlength=n * len(SYMBOLS)).reshape(-1, len(SYMBOLS))
+    compositions, composition = np.unique(counts.astype(np.int32), axis=0, return_inverse=True)
+    return _Sums(
+        metrics={
+            "force_mae": summed(1000 * np.abs(predicted - forces).sum(axis=1) / 3, np.ones(len(forces), bool)),
+            "force_cosine": summed(cosine, defined),
+            "force_cosine_above": summed(cosine, defined & (norms[0] > FLOOR)),
+            "stress_mae": _of_stress(frames),
+        },
+        largest_force=largest,
+        compositions=compositions,
+        composition=composition.reshape(-1).astype(np.int32),
+        undefined=int((~defined).sum()),
+    )
 
 
-def _of_stress(table: pa.Table) -> tuple[FloatArray, FloatArray]:
+def _of_stress(frames: pa.RecordBatch) -> tuple[FloatArray, FloatArray]:
     """Return the mean absolute error of the components of each frame that has both stresses, and whether it has."""
-    known = pc.and_(pc.is_valid(table["stress"]), pc.is_valid(table["stress_predicted"]))
-    known = np.asarray(known.to_numpy(zero_copy_only=False) if isinstance(known, pa.Array) else known.to_numpy(), bool)
-    its = table.filter(pa.array(known))
-    total = np.zeros(len(table))
-    if known.any():
-        pair = (flat(its[name]).reshape(-1, 6) for name in ("stress", "stress_predicted"))
-        total[known] = 1000 * np.abs(np.subtract(*pair)).mean(axis=1)
-    return total, known.astype(float)
+    known = pc.and_(pc.is_valid(frames["stress"]), pc.is_valid(frames["stress_predicted"]))
+    its, has = frames.filter(known), known.to_numpy(zero_copy_only=False)
+    total = np.zeros(len(frames))
+    pair = (flat(its[name]).reshape(-1, 6) for name in ("stress", "stress_predicted"))
+    total[has] = 1000 * np.abs(np.subtract(*pair)).sum(axis=1) / 6
+    return total, has.astype(float)
 
 
-def _groups(table: pa.Table, forces: FloatArray, owner: IntArray) -> dict[str, Grouping]:
-    largest = np.zeros(len(table))
-    np.maximum.at(largest, owner, np.linalg.norm(forces, axis=1))
-    elements = np.empty(len(table), object)
-    for i, its in enumerate(table["numbers"].to_pylist()):
-        elements[i] = {SYMBOLS[n] for n in its}
-    return {
-        "source": _texts(table["source"]),
-        "functional": _texts(table["functional"]),
-        "element": Grouping(elements, sorted(set().union(*elements), key=SYMBOLS.index)),
-        "force range": _ranges(largest, FORCE_RANGES, "eV/A"),
-        "step": _ranges(table["relaxation_step"].to_numpy(), STEPS, ""),
-    }
+def flat(column: pa.Array) -> Any:
+    """Return the numbers of a column of lists, or of lists of lists, after each other."""
+    while pa.types.is_list(column.type):
+        column = column.flatten()
+    return column.to_numpy(zero_copy_only=False)
 
 
-def _texts(column: pa.ChunkedArray) -> Grouping:
-    labels = column.fill_null("unknown").to_pylist()
-    return Grouping(np.array(labels, object), sorted(set(labels)))
+def _fitted(its: _Sums, difference: FloatArray) -> FloatArray:
+    """Fit the differences of energies by a constant per element, least squares over all frames."""
+    n = np.bincount(its.composition, minlength=len(its.compositions))
+    total = np.bincount(its.composition, weights=difference, minlength=len(its.compositions))
+    counts, root = its.compositions[:, its.compositions.any(axis=0)], np.sqrt(n)
+    # frames of one composition are one row: its weight is their number, what is fitted their mean
+    constants, *_ = np.linalg.lstsq(root[:, None] * counts, total / root, rcond=1e-10)
+    fitted: FloatArray = (counts @ constants)[its.composition]
+    return fitted
 
 
-def _ranges(values: NDArray[Any], borders: Sequence[float], unit: str) -> Grouping:
-    """Name the range that each value is in; ranges without any are left out."""
+# --- groups
+
+
+def _by_text(column: pa.ChunkedArray) -> Grouping:
+    """Group by texts that are the same."""
+    place, names = _ranks(column.fill_null("unknown"))
+    return _by_name(names, place)
+
+
+def _ranks(column: pa.ChunkedArray) -> tuple[IntArray, list[str]]:
+    """Return where each text stands among all that there are, sorted, and those."""
+    words = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    names, rank = np.unique(np.array(words.dictionary.to_pylist(), object), return_inverse=True)
+    return rank.astype(np.int32)[words.indices.to_numpy()], names.tolist()
+
+
+def _by_element(its: _Sums) -> Grouping:
+    """Group by elements; a frame is in the group of each that it has."""
+    has = its.compositions > 0
+    present = np.flatnonzero(has.any(axis=0))
+    return Grouping([SYMBOLS[z] for z in present], its.composition, has[:, present])
+
+
+def _by_range(values: NDArray[Any], borders: Sequence[float], unit: str) -> Grouping:
+    """Group by the range that a value is in; ranges without any are left out."""
     names = [_range(a, b, unit) for a, b in pairwise(borders)]
     place = np.clip(np.searchsorted(borders, values, side="right") - 1, 0, len(names) - 1)
-    return Grouping(np.array(names, object)[place], [names[i] for i in np.unique(place)])
+    return _by_name(names, place)
+
+
+def _by_name(names: Sequence[str], place: NDArray[np.integer[Any]]) -> Grouping:
+    """Group by where names stand, those that frames have."""
+    present, kind = np.unique(place, return_inverse=True)
+    return Grouping([names[i] for i in present], kind.astype(np.int32), np.eye(len(present), dtype=bool))
 
 
 def _range(low: float, high: float, unit: str) -> str:
     to = "" if high in (np.inf, 2**31) else f" to {high:g}"
     return f"{low:g}{to or ' and more'} {unit}".strip()
-
-
-def _codes(column: pa.ChunkedArray) -> IntArray:
-    return np.unique(np.array(column.to_pylist(), str), return_inverse=True)[1].astype(np.int32)

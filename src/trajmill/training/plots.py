@@ -17,20 +17,18 @@ from numpy.typing import NDArray
 
 from trajmill.analysis import style
 from trajmill.analysis.files import write
-from trajmill.analysis.periodic_table import draw_table
+from trajmill.analysis.periodic_table import draw_table, periodic_tables
 from trajmill.elements import SYMBOLS
 from trajmill.errors import require
-from trajmill.training.metrics import Errors, Score, flat
+from trajmill.training.metrics import AT_ONCE, Errors, Score, flat
 from trajmill.training.tables import shown
 from trajmill.trajectory import FloatArray
+from trajmill.writing import file_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Counts = NDArray[np.int64]
-
-AT_ONCE = 5000
-"""Frames that are read together."""
 
 FEW = 2000
 """Values that are drawn as points; more are counted in cells."""
@@ -115,8 +113,8 @@ def save(found: Found, out: Path, *, energy: str, shift: str) -> list[Path]:
 
     Args:
         found: models held against test sets.
-        out: folder, made when it is not there: `errors` and `elements` compare models, and each file of predictions has
-            a `parity--` of its name.
+        out: folder, made when it is not there: `errors` compares models, so does an `elements--` for each test set, and
+            each file of predictions has a `parity--` of its name.
         energy: what models are held against.
         shift: how their energies were put on DFT's scale.
 
@@ -125,7 +123,10 @@ def save(found: Found, out: Path, *, energy: str, shift: str) -> list[Path]:
         OSError: the folder cannot be written.
     """
     spreads = {key: [spread(its, quantity) for quantity in QUANTITIES] for key, its in found.items()}
-    drawings = {"errors": partial(error_shares, spreads), "elements": partial(force_errors, found)}
+    drawings = {"errors": partial(error_shares, spreads)}
+    of_elements = {key: by_element(its) for key, its in found.items()}
+    for test in dict.fromkeys(test for _, test in found):
+        drawings[f"elements--{file_name(test)}"] = partial(force_errors, of_elements, test)
     for key, its in found.items():
         axes = DFT_AXIS[energy], MODEL_AXIS[shift]
         drawings[f"parity--{its.file.stem}"] = partial(parity, key, its, spreads[key], axes)
@@ -207,31 +208,29 @@ def error_shares(spreads: Mapping[tuple[str, str], list[Spread]]) -> Figure:
     return figure
 
 
-def force_errors(found: Found) -> Figure:
-    """Draw the force MAE of each element as periodic tables, a row for each test set, a column for each model."""
-    models, tests = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
-    errors = {key: by_element(its) for key, its in found.items()}
-    size = (6.6, 3.5) if len(models) == 1 else (5.4, 3.0)
-    figure, grid = style.panels(len(tests), len(models), size)
+def force_errors(errors: Mapping[tuple[str, str], Mapping[str, float]], test: str) -> Figure:
+    """Draw the force MAE of each element as periodic tables, one for each model, two in a row.
+
+    Args:
+        errors: `by_element`, by model and test set; colours mean the same for all.
+        test: which test set to draw.
+    """
+    drawn = {model: its for (model, of), its in errors.items() if of == test}
+    figure, grid = periodic_tables(len(drawn))
     known = [mae for its in errors.values() for mae in its.values()] or [1.0]
     high = max(*known, 10.0)
     low = max(min(*known, high / 10), 1.0)  # a decade at least; below 1 all are good
     scale = require("matplotlib.colors", extra="figures").LogNorm(low, high, clip=True)
     colours = require("matplotlib", extra="figures").colormaps[style.HEAT]
-    for row, test in zip(grid, tests, strict=True):
-        for panel, model in zip(row, models, strict=True):
-            its = errors[model, test]
-            texts = {
-                element: (f"{mae:.2g}" if mae < 1 else f"{mae:.0f}", f"{mae:.3g} meV/Å") for element, mae in its.items()
-            }
-            draw_table(panel, its, texts, scale, colours)
-            panel.set_title(f"{_name(model)}\n{_name(test)}")
+    for panel, (model, its) in zip(grid.flat, drawn.items(), strict=False):
+        texts = {e: (f"{mae:.2g}" if mae < 1 else f"{mae:.0f}", f"{mae:.3g} meV/Å") for e, mae in its.items()}
+        draw_table(panel, its, texts, scale, colours)
+        panel.set_title(_name(model))
     mappable = require("matplotlib.cm", extra="figures").ScalarMappable(scale, colours)
-    bar = figure.colorbar(
-        mappable, ax=grid, label="force MAE of its atoms (meV/Å)", shrink=0.8, pad=0.01, aspect=30 * len(tests)
-    )
+    label = "force MAE of its atoms (meV/Å)"
+    bar = figure.colorbar(mappable, ax=grid, label=label, shrink=0.8, aspect=30, pad=0.01)
     style.ticks(bar.ax.yaxis)
-    figure.suptitle("Errors of forces by element")
+    figure.suptitle(f"Errors of forces by element\n{_name(test)}")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,6 +113,23 @@ def load(name: str, **changes: Any) -> TrainingRecipe:
     if name in NEED_FOUNDATION and recipe.foundation is None:
         raise ModelError(f"{name}: say which model it goes on from (--foundation FILE)")
     return recipe
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return the first key of settings that is not as before, `section.key` within a section; None where all are.
+
+    Args:
+        before: as they were read from JSON; it may have more keys.
+        now: what JSON may be made of.
+    """
+    for key, value in json.loads(json.dumps(now)).items():
+        was = before.get(key)
+        if isinstance(value, dict) and isinstance(was, dict):
+            if (within := difference(was, value)) or (within := next((k for k in was if k not in value), None)):
+                return f"{key}.{within}"
+        elif was != value:
+            return str(key)
+    return None
 
 
 def checked(kind: type[S], content: Mapping[str, Any], origin: str) -> S:
