@@ -456,6 +456,7 @@ def print_relaxations(found: Summary, out: Path) -> None:
         ("in DFT's structure", f"{found.matched:.1%}"),
         ("distance of atoms, (V/n)^(1/3)", f"{found.rmsd:.4f}"),
         ("energy MAE, meV/atom", f"{1000 * found.energy_mae:.1f}"),
+        ("volume, mean absolute change", f"{found.volume_mae:.2%}"),
         ("steps", f"{found.steps:.0f}"),
         ("in DFT's space group", f"{found.space_group_kept:.1%}"),
     ]

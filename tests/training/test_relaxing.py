@@ -270,6 +270,7 @@ class TestGoingOn:
             (len(text), 2), (len(text) - 2, 1), (text.index(second) + 1, 1), (text.index(second), 1),
             (text.index(first) + 40, 0), (len(head) + 1, 0), (len(head) - 1, 0), (0, 0),
         ):  # fmt: skip
+            stopped.unlink()
             journal_of(stopped).write_text(text[:size])
             model = Stopped(1)
             with pytest.raises(KeyboardInterrupt):  # what comes now has lines of its own
@@ -285,6 +286,36 @@ class TestGoingOn:
         model = Stopped()
         relax(dataset, model, stopped, steps=4, name="m")
         assert len(model.crystals()) == 1
+
+    def test_what_is_done_is_not_done_again(self, dataset, stopped):
+        whole, before = relax(dataset, Stopped(), stopped, steps=4, name="m"), stopped.read_bytes()
+        model, seen = Stopped(0), []
+        assert relax(dataset, model, stopped, steps=4, name="m", report=seen.append) == whole
+        assert (model.asked, seen, stopped.read_bytes()) == ([], [3], before)
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            ({"name": "n"}, "by another model"),
+            ({"fmax": 0.1}, "with another fmax"),
+            ({"steps": 3}, "with another steps"),
+            ({}, "of other trajectories"),
+        ],
+    )
+    def test_what_is_of_something_else_is_not_replaced(self, dataset, stopped, options, reason):
+        relax(dataset, Stopped(), stopped, steps=4, name="m")
+        other = dataset if options else dataset.only(["mp-1-pbe"])
+        with pytest.raises(ModelError, match=f"r.parquet: holds relaxations {reason}; choose another name"):
+            relax(other, Stopped(0), stopped, **{"steps": 4, "name": "m", **options})
+
+    def test_nor_is_a_file_that_is_something_else(self, dataset, tmp_path):
+        file = tmp_path / "r.parquet"
+        for write in (lambda: file.write_bytes(b"mine"), lambda: dataset.save(file)):
+            write()
+            before = file.read_bytes()
+            with pytest.raises(ModelError, match="is there already, and no relaxations of trajmill"):
+                relax(dataset, Stopped(0), file, name="m")
+            assert file.read_bytes() == before
 
     @pytest.mark.parametrize("options", [{"name": "n"}, {"name": ""}, {"fmax": 0.1}, {"steps": 3}])
     def test_not_by_another_model_or_other_limits(self, dataset, stopped, options):

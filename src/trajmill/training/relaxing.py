@@ -22,6 +22,7 @@ from trajmill.training.batching import Model, model_of
 from trajmill.training.calculators import digest_of
 from trajmill.training.fire import End, relax_all
 from trajmill.training.predictions import writing
+from trajmill.training.recipes import difference
 from trajmill.views import Geometry as Cell
 from trajmill.views import Relaxation, relaxations
 from trajmill.writing import StrPath, whole
@@ -73,6 +74,7 @@ class Summary:
         matched: share of the others that end in DFT's structure.
         rmsd: mean of those, in units of (volume per atom)^(1/3).
         energy_mae: eV/atom.
+        volume_mae: of the final cell, as a share of DFT's; structures are matched whatever their volume is.
         steps: mean.
         space_group_kept: share that end in the space group of DFT's end.
     """
@@ -83,6 +85,7 @@ class Summary:
     matched: float
     rmsd: float
     energy_mae: float
+    volume_mae: float
     steps: float
     space_group_kept: float
 
@@ -101,6 +104,7 @@ def relax(
     """Relax every first geometry, cell and positions, by ASE's FIRE, and hold the end against DFT's.
 
     Run again after it was stopped, it goes on: until all have ended, those that have are in a hidden file beside `out`.
+    Run again after that, nothing is done again.
 
     Args:
         dataset: whole trajectories.
@@ -115,37 +119,48 @@ def relax(
         report: told relaxations done so far, those of before included.
 
     Raises:
-        ModelError: the file cannot be written, or there is nothing to relax.
+        ModelError: the file cannot be written, is there already and of something else, or there is nothing to relax.
     """
     out = Path(out)
     journal = out.with_name(f".{out.name}.jsonl")
-    of = digest_of(name) if name else uuid4().hex
+    head = {"model": digest_of(name) if name else uuid4().hex, "fmax": fmax, "steps": steps}
+    if name and out.exists():
+        found = _read(out, head | {"of": _digest(map(_key, relaxations(dataset, inputs)))})
+        with writing(out):
+            journal.unlink(missing_ok=True)  # it may have been killed before it came to that
+        report(len(found))
+        return summary(found)
     with writing(out):
-        kept = _begun(journal, {"model": of, "fmax": fmax, "steps": steps})
+        kept = _begun(journal, head)
     ended: dict[int, Relaxed] = {}
+    keys: dict[int, str] = {}
 
     def left() -> Iterator[tuple[int, Relaxation]]:
         for place, relaxation in enumerate(relaxations(dataset, inputs)):
-            if (known := kept.get(_key(relaxation))) is None:
+            keys[place] = _key(relaxation)
+            if (known := kept.get(keys[place])) is None:
                 yield place, relaxation
             else:
                 ended[place] = known
                 report(len(ended))
 
-    for place, relaxation, relaxed in _all(model_of(model), left(), fmax, steps):
+    for place, relaxed in _all(model_of(model), left(), fmax, steps):
         with writing(out):
-            _append(journal, {"key": _key(relaxation)} | asdict(relaxed))
+            _append(journal, {"key": keys[place]} | asdict(relaxed))
         ended[place] = relaxed
         report(len(ended))
     found = [ended[place] for place in sorted(ended)]
     with writing(out):
         if found:
-            _write(found, out)
+            _write(found, out, head | {"of": _digest(keys[place] for place in sorted(keys))})
         journal.unlink(missing_ok=True)
     if not found:
         raise ModelError("no trajectory has a first and a last geometry; there is nothing to relax")
     return summary(found)
 
+
+_ABOUT = b"trajmill.relaxations"
+"""Where the metadata of a file say of what by what the relaxations are."""
 
 _SCHEMA = pa.schema(
     [
@@ -171,6 +186,7 @@ def summary(found: list[Relaxed]) -> Summary:
         matched=len(matched) / len(done) if done else math.nan,
         rmsd=mean(matched),
         energy_mae=mean([abs(r.energy_error) for r in done if r.energy_error is not None]),
+        volume_mae=mean([abs(r.volume_change) for r in done if r.volume_change is not None]),
         steps=mean([float(r.steps) for r in done]),
         space_group_kept=mean([float(r.space_group == r.space_group_dft) for r in done]),
     )
@@ -209,14 +225,37 @@ def _key(r: Relaxation) -> str:
     return digest.hexdigest()
 
 
-def _write(found: list[Relaxed], out: Path) -> None:
+def _digest(keys: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(keys).encode()).hexdigest()
+
+
+def _write(found: list[Relaxed], out: Path, about: dict[str, Any]) -> None:
+    schema = _SCHEMA.with_metadata({_ABOUT: json.dumps(about)})
     with whole(out, ModelError) as aside:
-        pq.write_table(pa.Table.from_pylist([asdict(r) for r in found], _SCHEMA), aside)
+        pq.write_table(pa.Table.from_pylist([asdict(r) for r in found], schema), aside)
+
+
+def _read(out: Path, about: dict[str, Any]) -> list[Relaxed]:
+    """Return what was written.
+
+    Raises:
+        ModelError: it was not, or is of something else.
+    """
+    try:
+        table = pq.read_table(out)
+        before = json.loads((table.schema.metadata or {})[_ABOUT])
+        found = [Relaxed(**row) for row in table.to_pylist()]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{out}: is there already, and no relaxations of trajmill; choose another name") from error
+    if key := difference(before, about):
+        what = {"model": "by another model", "of": "of other trajectories"}.get(key, f"with another {key}")
+        raise ModelError(f"{out}: holds relaxations {what}; choose another name")
+    return found
 
 
 def _all(
     model: Model, left: Iterable[tuple[int, Relaxation]], fmax: float, steps: int
-) -> Iterator[tuple[int, Relaxation, Relaxed]]:
+) -> Iterator[tuple[int, Relaxed]]:
     """Yield what became of relaxations, as they end, each with its place."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
@@ -230,7 +269,7 @@ def _all(
 
     for number, end in relax_all(model, firsts(), fmax=fmax, steps=steps):
         place, relaxation = begun.pop(number)
-        yield place, relaxation, _compared(relaxation, end, matcher)
+        yield place, _compared(relaxation, end, matcher)
 
 
 def _compared(r: Relaxation, end: End, matcher: Any) -> Relaxed:
