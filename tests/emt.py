@@ -27,5 +27,6 @@ def run_of_emt(name, rng, metals=("Cu", "Au"), zero=0.0, **changes):
         energy = atoms.get_potential_energy() + zero * len(atoms)
         frames.append((atoms.cell[:], atoms.positions, energy, atoms.get_forces(), atoms.get_stress(voigt=False)))
     lattice, positions, energy, forces, stress = (np.array(column) for column in zip(*frames, strict=True))
+    changes = {"immutable_id": name} | changes
     t = make_trajectory(name, n_frames=6, symbols=tuple(base.get_chemical_symbols()), energy_corrected=None, **changes)
     return replace(t, lattice=lattice, positions=positions, energy=energy, forces=forces, stress=stress)

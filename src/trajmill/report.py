@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from trajmill.releases.hugging_face import ReleaseSummary
     from trajmill.releases.shipment import PushSummary
     from trajmill.splits import Split
-    from trajmill.training.experiment import Stage
+    from trajmill.training.experiment import HowFar, Stage
     from trajmill.training.relaxing import Summary
     from trajmill.training.tasks import Epoch, Steps
 
@@ -437,7 +437,7 @@ class TrainingProgress(RowProgress):
 class ExperimentProgress(TrainingProgress):
     """Shows what an experiment is doing, and how far that is. Goes to standard error."""
 
-    def tell_of(self, stage: Stage, how_far: Steps | Epoch | tuple[int, int] | None) -> None:
+    def tell_of(self, stage: Stage, how_far: HowFar) -> None:
         """Show what an experiment tells."""
         if how_far is None:
             sys.stderr.write(f"{stage.what} {stage.name}\n".replace(" \n", "\n"))

@@ -22,7 +22,7 @@ from trajmill.training import evaluation, predictions
 from trajmill.training.batching import OneByOne
 from trajmill.training.calculators import calculator, digest_of
 from trajmill.training.evaluation import evaluate
-from trajmill.training.metrics import METRICS, by_group, errors_of, score
+from trajmill.training.metrics import METRICS, by_group, errors_of, score, score_unseen
 from trajmill.training.predictions import predict
 from trajmill.units import to_voigt
 
@@ -116,6 +116,19 @@ def test_groups(predicted):
     assert ranges["0 to 0.01 eV/A"]["force_mae"].value == pytest.approx(100 / 3)
     with pytest.raises(ModelError, match="nothing is grouped by colour"):
         by_group(errors, "colour")
+
+
+def test_what_a_model_has_not_seen(dataset, predicted, tmp_path):
+    errors = errors_of(predicted(offsets.wrong()))
+    assert errors.trajectories == ["agm3-pbe", "agm4-pbe", "mp-1-pbe", "mp-2-pbe"]
+    new = {seen: score_unseen(errors, seen)["energy_mae"].value for seen in [(), ("mp-1-pbe",), ("mp-2-pbe", "other")]}
+    assert new == pytest.approx({(): 3.5, ("mp-1-pbe",): 3 * 5 / 6, ("mp-2-pbe", "other"): 5})
+    assert math.isnan(score_unseen(errors, errors.trajectories)["force_mae"].value)
+    seen = {("training.offsets:wrong", "all"): {"mp-1-pbe", "agm3-pbe", "agm4-pbe"}}
+    made = evaluate(["training.offsets:wrong"], {"all": dataset}, tmp_path, seen=seen)
+    assert {file.name for file in made} >= {"unseen.md", "unseen.tex"}
+    assert read(tmp_path / "unseen.md").splitlines()[4] == "| training.offsets:wrong | 0.0 |"
+    assert "unseen.md" not in {file.name for file in evaluate(["training.offsets:wrong"], {"all": dataset}, tmp_path)}
 
 
 def test_what_a_model_does_not_know_is_counted(dataset, predicted):

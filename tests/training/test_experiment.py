@@ -10,13 +10,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import trajmill
 from emt import SMALL, run_of_emt
 from factories import make_store
 from making import DATA
 from trajmill.converting import convert
-from trajmill.errors import ModelError
+from trajmill.errors import ModelError, TrajmillError
 from trajmill.training.experiment import EXPERIMENTS, Stage, load, run
 from trajmill.training.mace import metrics
 from trajmill.training.tasks import Epoch
@@ -96,6 +97,7 @@ class TestExperiment:
         begun = [(stage.what, stage.name) for stage, how_far in told if how_far is None]
         assert begun == [
             *(("draw", name) for name in ("omat24", "mptrj", "matpes", "lemat")),
+            *(("compare", name) for name in ("omat24", "mptrj", "matpes", "lemat")),
             *(("train", name) for name in ("omat24", "mptrj", "matpes", "lemat", "omat24-lemat")),
             ("evaluate", ""),
         ]
@@ -149,6 +151,11 @@ class TestExperiment:
             "fitted by",
         ):
             assert word in text, word
+        _, *rows = re.search(r"## What models have seen\n\n.*?\n\n(.*?)\n\n", text, re.DOTALL)[1].splitlines()
+        assert [row.split("|")[1].strip() for row in rows[1:]] == [
+            "omat24", "mptrj", "matpes", "lemat", "omat24-lemat"
+        ]  # fmt: skip
+        assert re.fullmatch(r"\| lemat \|( \d of \d \(\d+%\) \|){4}", rows[4])
         for link in re.findall(r"\]\(([^)]+)\)", text):
             assert (out / link).is_file(), link
 
@@ -170,6 +177,22 @@ def test_elements_that_a_model_does_not_know_are_seen_before_anything_is_trained
     with pytest.raises(ModelError, match=r"trainings\.omat24-lemat: lemat has Ag, which omat24 is not trained on"):
         run(load("lemat-appendix-d", tmp_path / "other.toml"), tmp_path / "out")
     assert not (tmp_path / "out/models").exists()
+
+
+def test_an_address_that_is_none_is_seen_before_anything_is_drawn(settings, tmp_path):
+    (tmp_path / "other.toml").write_text(
+        re.sub(r"lemat.address = .*", 'lemat.address = "nowhere"', settings.read_text())
+    )
+    with pytest.raises(TrajmillError, match="nowhere"):
+        run(load("lemat-appendix-d", tmp_path / "other.toml"), tmp_path / "out")
+    assert not any((tmp_path / "out/data").iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_seen_before_anything_is_done(settings, tmp_path):
+    with pytest.raises(ModelError, match="no GPU here"):
+        run(load("lemat-appendix-d", settings), tmp_path / "out", device="cuda")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_part_without_frames_is_seen_too(settings, tmp_path):

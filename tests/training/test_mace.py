@@ -158,21 +158,24 @@ class TestTraining:
         train(dataset, parts, folder / "whole-2", chosen, workers=2)
         same(metrics(folder / "killed-2"), metrics(folder / "whole-2"))
 
-    def test_two_processes_train_together_from_the_command_line(self, data):
-        _, parts, folder = data
+    def test_two_processes_train_together_and_stop_together_from_the_command_line(self, data):
+        dataset, parts, folder = data
         parts.save(folder / "split.parquet")
         lines = ["epochs = 2", "batch_size = 4", "lr = 0.01", "[model]", *(f"{k} = {v}" for k, v in SMALL.items())]
         (folder / "small.toml").write_text("\n".join(lines))
+        out, chosen = folder / "together", load(str(folder / "small.toml"))
+        with pytest.raises(KeyboardInterrupt):
+            train(dataset, parts, out, chosen, processes=2, report=stopped_after(3))
+        before = (out / "metrics.jsonl").read_text()
         found = trajmill_cli(
             "train", folder / "small.toml", "--on", folder / "store", "--split", folder / "split.parquet", "train",
-            "val", "--out", folder / "together", "--processes", 2,
+            "val", "--out", out, "--processes", 2,
         )  # fmt: skip
         assert found.returncode == 0, found.stderr
-        assert found.stdout.split() == [str(folder / "together/model.model")]
-        assert [line.split(":")[0] for line in found.stderr.splitlines()] == [
-            "epoch before the first", "epoch 0", "epoch 1"
-        ]  # fmt: skip
-        rows = metrics(folder / "together")
+        assert found.stdout.split() == [str(out / "model.model")]
+        assert [line.split(":")[0] for line in found.stderr.splitlines()] == ["epoch 0", "epoch 1"]
+        assert (out / "metrics.jsonl").read_text().startswith(before), "no step is done twice"
+        rows = metrics(out)
         assert [row.steps for row in rows if isinstance(row, Steps)] == [6] * 12, "24 frames each"
         epochs = [row for row in rows if isinstance(row, Epoch)]
         assert epochs[-1].force_rmse < epochs[0].force_rmse

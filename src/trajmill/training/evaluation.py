@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from trajmill.converting import ENERGIES
 from trajmill.dataset import Dataset
 from trajmill.errors import ModelError, require
 from trajmill.training.calculators import calculator, digest_of
-from trajmill.training.metrics import SHIFTS, by_group, errors_of, score
+from trajmill.training.metrics import SHIFTS, by_group, errors_of, score, score_unseen
 from trajmill.training.plots import Found, Held, save
 from trajmill.training.predictions import predict
 from trajmill.training.tables import FORMATS, KEYS, MATRICES, Scores, labels, markdown
@@ -31,6 +31,7 @@ def evaluate(
     shift: str = "none",
     by: Sequence[str] = (),
     plots: bool = False,
+    seen: Mapping[tuple[str, str], Iterable[str]] | None = None,
     device: str = "cpu",
     report: Report = lambda *_: None,
 ) -> list[Path]:
@@ -46,6 +47,8 @@ def evaluate(
         shift: how energies are put on one scale, one of `SHIFTS`; stated in the table.
         by: groupings, each with a table `by_` of its own, of `GROUPS`.
         plots: whether figures are drawn as well, into `plots/`.
+        seen: trajectories that a model was trained on, or on what is like them, by model and test set; with it a matrix
+            `unseen` of all others is made.
         device: `cpu` or `cuda`.
         report: told frames done and frames in all.
 
@@ -84,7 +87,7 @@ def evaluate(
             found[label, name] = Held(file, errors, score(errors))
     without = {name: sizes[name] - len(its.errors) - its.errors.failed for (_, name), its in found.items()}
     try:
-        made = _tables(found, out, energy, shift, by, without)
+        made = _tables(found, out, energy, shift, by, without, seen)
         return made + (save(found, out / "plots", energy=energy, shift=shift) if plots else [])
     except OSError as error:
         raise ModelError(f"{out}: cannot be written ({error.strerror or error})") from error
@@ -101,13 +104,22 @@ def _check(energy: str, shift: str, by: Sequence[str]) -> None:
 
 
 def _tables(
-    found: Found, out: Path, energy: str, shift: str, by: Sequence[str], without: Mapping[str, int]
+    found: Found,
+    out: Path,
+    energy: str,
+    shift: str,
+    by: Sequence[str],
+    without: Mapping[str, int],
+    seen: Mapping[tuple[str, str], Iterable[str]] | None,
 ) -> list[Path]:
     """Write the tables."""
     scores: Scores = {key: its.scores for key, its in found.items()}
     called = labels(energy, shift)
     texts = {f"scores.{suffix}": form(KEYS, scores, called) for suffix, form in FORMATS.items()}
     texts |= {f"matrix.{suffix}": form(scores, called) for suffix, form in MATRICES.items()}
+    if seen is not None:
+        unseen: Scores = {key: score_unseen(its.errors, seen[key]) for key, its in found.items()}
+        texts |= {f"unseen.{suffix}": form(unseen, called) for suffix, form in MATRICES.items()}
     texts["frames.md"] = _frames(found, energy, shift, without)
     for name in ("scores.md", "matrix.md"):
         texts[name] += _unanswered(found)

@@ -24,8 +24,9 @@ from trajmill.splits import Split
 from trajmill.subsets import LEMAT_TRAJ, draw
 from trajmill.training.curves import curves
 from trajmill.training.evaluation import evaluate
-from trajmill.training.mace import elements_of, labelled, metrics, train
+from trajmill.training.mace import check_device, elements_of, labelled, metrics, train
 from trajmill.training.recipes import BUILT_IN, Section, TrainingRecipe, checked, difference
+from trajmill.training.seen import find_seen, seen
 from trajmill.training.tables import markdown
 from trajmill.training.tasks import Epoch, Steps
 from trajmill.writing import StrPath
@@ -34,6 +35,10 @@ SETTINGS = "experiment.json"
 
 OF_TRAININGS = """Errors are mean absolute ones on the validation set after the epoch with the lowest loss.
 `models/*/card.json` says what exactly was done, `models/*/metrics.jsonl` how it went."""
+
+OF_SEEN = """Trajectories of each test set that have a run, a material or a structure in common with what a model, or
+one it begins from, was trained on: `data/*.seen-of-*.parquet` says which. Errors below are of all others,
+with the constants of all."""
 
 OF_SHIFT = {
     "none": "Energies are as models give them, though those of other codes and settings have other zeros.",
@@ -102,7 +107,7 @@ class Stage:
     """What an experiment is doing.
 
     Attributes:
-        what: `draw`, `train` or `evaluate`.
+        what: `draw`, `compare` (what is trained on with all test sets), `train` or `evaluate`.
         name: of the dataset or the training; empty where it is all of them.
     """
 
@@ -110,7 +115,9 @@ class Stage:
     name: str
 
 
-Report = Callable[[Stage, Steps | Epoch | tuple[int, int] | None], None]
+HowFar = Steps | Epoch | tuple[int, int] | None
+
+Report = Callable[[Stage, HowFar], None]
 """Told what an experiment is doing, and how far that is."""
 
 
@@ -149,8 +156,8 @@ def run(
 
     Args:
         experiment: see `load`.
-        out: folder: `data/` with what was drawn, `models/` with a folder for each training, `evaluation/` with
-            predictions, tables and figures, and `report.md`.
+        out: folder: `data/` with what was drawn and what it has in common, `models/` with a folder for each training,
+            `evaluation/` with predictions, tables and figures, and `report.md`.
         device: `cpu` or `cuda`.
         processes: that train together, one for each GPU.
         launcher: command that starts them instead.
@@ -167,11 +174,20 @@ def run(
     """
     out = Path(out)
     require("matplotlib", extra="figures")  # before models are trained for days
+    if not launcher:
+        check_device(device)
     _begin(experiment, out)
+    for data in experiment.data.values():  # before the first of them is read for hours
+        for address in filter(None, (data.address, data.test)):
+            Dataset(address)
     for name in experiment.data:
         report(Stage("draw", name), None)
         _drawn(experiment, name, out / "data")
     _check_elements(experiment, out / "data")
+    for name in dict.fromkeys(training.on for training in experiment.trainings.values()):
+        stage = Stage("compare", name)
+        report(stage, None)
+        _compared(experiment, name, out / "data", stage, report)
     models: dict[str, str] = {}
     for name, training in experiment.trainings.items():
         stage = Stage("train", name)
@@ -183,12 +199,13 @@ def run(
             device=device, processes=processes, launcher=launcher, workers=workers, report=partial(report, stage),
         )  # fmt: skip
         models[name] = f"mace:{model}"
+    known = _seen_by(experiment, out / "data")
     stage = Stage("evaluate", "")
     report(stage, None)
     evaluate(
         models, {name: Dataset(out / "data" / f"{name}.test.parquet") for name in experiment.tests},
         out / "evaluation", energy=experiment.energy, shift=experiment.shift, by=("force range", "element"), plots=True,
-        device=device, report=lambda done, total: report(stage, (done, total)),
+        seen=known, device=device, report=lambda done, total: report(stage, (done, total)),
     )  # fmt: skip
     return _written(experiment, out)
 
@@ -262,6 +279,18 @@ def _check_elements(experiment: Experiment, folder: Path) -> None:
             )
 
 
+def _compared(experiment: Experiment, name: str, folder: Path, stage: Stage, report: Report) -> None:
+    """Find what a training set has seen of each test set."""
+    train = Split.load(_split(folder / f"{name}.parquet")).of(Dataset(folder / f"{name}.parquet"), "train")
+    for test in experiment.tests:
+        tested = Dataset(folder / f"{test}.test.parquet")
+        find_seen(train, tested, _seen(folder, name, test), lambda done, total: report(stage, (done, total)))
+
+
+def _seen(folder: Path, name: str, test: str) -> Path:
+    return folder / f"{name}.seen-of-{test}.parquet"
+
+
 def _of_its_own(address: str, frames: int, seed: int) -> Dataset:
     dataset = Dataset(address)
     return dataset if len(dataset) <= frames else draw(dataset, {"test": frames}, seed=seed).of(dataset, "test")
@@ -287,6 +316,10 @@ def _written(experiment: Experiment, out: Path) -> Path:
         "## Test sets",
         OF_SHIFT[experiment.shift],
         (out / "evaluation" / "matrix.md").read_text(encoding="utf-8").replace("## ", "### "),
+        "## What models have seen",
+        OF_SEEN,
+        markdown(("model", *experiment.tests), _of_seen(experiment, out / "data")),
+        (out / "evaluation" / "unseen.md").read_text(encoding="utf-8").replace("## ", "### "),
         "## Frames",
         (out / "evaluation" / "frames.md").read_text(encoding="utf-8"),
         "Tables for LaTeX, by element and range of forces, and figures are in `evaluation/`.",
@@ -313,6 +346,31 @@ def _notes(experiment: Experiment, folder: Path) -> list[str]:
     """Return where what was drawn is not what was asked for."""
     splits = {name: Split.load(_split(folder / f"{name}.parquet")) for name in experiment.data}
     return [f"{name}: {note}" for name, its in splits.items() for note in its.notes]
+
+
+def _of_seen(experiment: Experiment, folder: Path) -> list[list[str]]:
+    """Count trajectories of test sets that models have seen."""
+    tested = {test: len(Dataset(folder / f"{test}.test.parquet").trajectory_ids()) for test in experiment.tests}
+    counts = {key: len(its) for key, its in _seen_by(experiment, folder).items()}
+    return [
+        [name, *(f"{counts[name, test]:,} of {n:,} ({counts[name, test] / n:.0%})" for test, n in tested.items())]
+        for name in experiment.trainings
+    ]
+
+
+def _seen_by(experiment: Experiment, folder: Path) -> dict[tuple[str, str], set[str]]:
+    """Return the trajectories of each test set that each model, or those that it begins from, have seen."""
+    return {
+        (name, test): set().union(*(seen(_seen(folder, on, test)) for on in _trained_on(experiment, name)))
+        for name in experiment.trainings
+        for test in experiment.tests
+    }
+
+
+def _trained_on(experiment: Experiment, name: str) -> list[str]:
+    """Return the datasets that a model, and those that it begins from, are trained on."""
+    its = experiment.trainings[name]
+    return [its.on, *(_trained_on(experiment, its.after) if its.after else [])]
 
 
 def _of_training(experiment: Experiment, name: str, rows: list[Steps | Epoch]) -> list[str]:

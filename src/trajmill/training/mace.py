@@ -86,7 +86,7 @@ def train(
     if launcher and processes > 1:
         raise ModelError("say how many processes there are to the launcher, not to trajmill as well")
     if not launcher:  # which may start them where there are other devices
-        _check_device(device)
+        check_device(device)
     if find_spec("mace") is None:  # importing it here would change how torch loads files
         raise MissingExtraError("mace is not installed: pip install 'trajmill[mace]'")
     train_set, valid_set = (labelled(split.of(dataset, part), recipe.energy) for part in parts)
@@ -153,7 +153,12 @@ def _neighbours(dataset: Dataset, recipe: TrainingRecipe) -> float:
     return max(1.0, mean)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """See that it is there.
+
+    Raises:
+        ModelError: it is not.
+    """
     import torch
 
     if device not in ("cpu", "cuda"):

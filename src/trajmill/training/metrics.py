@@ -69,7 +69,8 @@ class Errors:
     """What is needed of predictions, by frame; sums over atoms and how many there are.
 
     Attributes:
-        trajectory: (n,) index of the trajectory of each frame.
+        trajectories: (m,) their names, sorted.
+        trajectory: (n,) which of them each frame is of.
         energy_dft: (n,) eV/atom.
         energy_model: (n,) eV/atom, on DFT's scale if there is a shift.
         sums: by metric of atoms and components, (n,) sum and (n,) number.
@@ -78,6 +79,7 @@ class Errors:
         failed: frames that the model said nothing of.
     """
 
+    trajectories: list[str]
     trajectory: IntArray
     energy_dft: FloatArray
     energy_model: FloatArray
@@ -132,9 +134,11 @@ def errors_of(path: Path, *, shift: str = "none") -> Errors:
     energy, asked = (answered[name].to_numpy() for name in ("energy", "energy_predicted"))
     if shift == "composition" and len(answered):
         asked = asked - _fitted(its, asked - energy)
+    trajectory, trajectories = _ranks(answered["trajectory_id"])
     n_atoms = its.compositions.sum(axis=1)[its.composition]
     return Errors(
-        trajectory=_ranks(answered["trajectory_id"])[0],
+        trajectories=trajectories,
+        trajectory=trajectory,
         energy_dft=energy / n_atoms,
         energy_model=asked / n_atoms,
         sums=its.metrics,
@@ -177,6 +181,12 @@ def score(errors: Errors, chosen: BoolArray | None = None, *, draws: int = 1000,
             low, high = np.nanquantile(drawn, [0.025, 0.975])
         found[name] = Score(value, float(low), float(high))
     return found
+
+
+def score_unseen(errors: Errors, seen: Iterable[str], **options: Any) -> dict[str, Score]:
+    """Return every metric, of frames of trajectories that are not among those that a model has seen."""
+    new = ~np.isin(np.array(errors.trajectories, object), list(seen))
+    return score(errors, new[errors.trajectory], **options)
 
 
 def by_group(errors: Errors, name: str, **options: Any) -> dict[str, dict[str, Score]]:
