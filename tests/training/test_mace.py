@@ -134,6 +134,22 @@ class TestTraining:
         assert (out / "metrics.jsonl").read_text().startswith(before), "rows are appended, none is told again"
         same(metrics(out), trained[1])
 
+    def test_a_file_and_what_schedulers_send_end_it_too(self, data):
+        dataset, parts, folder = data
+        out = folder / "ended"
+
+        def touch(row):
+            (out / "stop").touch()
+
+        def send(row):
+            os.kill(int((out / ".lock").read_text()), signal.SIGTERM)
+
+        long = recipe(epochs=500)
+        for report in (touch, send):
+            with pytest.raises(ModelError, match=r"ended: stopped after step \d+ of epoch \d+; run again to go on"):
+                train(dataset, parts, out, long, workers=2, report=report)
+        assert not list(out.glob("*.model"))
+
     def test_one_that_is_made_longer_has_the_curve_of_a_long_one(self, data):
         dataset, parts, folder = data
         short, long = recipe(epochs=1), recipe(epochs=2)
@@ -173,7 +189,7 @@ class TestTraining:
         )  # fmt: skip
         assert found.returncode == 0, found.stderr
         assert found.stdout.split() == [str(out / "model.model")]
-        assert [line.split(":")[0] for line in found.stderr.splitlines()] == ["epoch 0", "epoch 1"]
+        assert [line.split(":")[0] for line in found.stderr.splitlines()][-1:] == ["epoch 1"]
         assert (out / "metrics.jsonl").read_text().startswith(before), "no step is done twice"
         rows = metrics(out)
         assert [row.steps for row in rows if isinstance(row, Steps)] == [6] * 12, "24 frames each"
@@ -184,7 +200,11 @@ class TestTraining:
         dataset, parts, folder = data
         out, srun = folder / "srun", ("srun", "--ntasks=2", "--overcommit", "--immediate=60")
         with slurm.running(tmp_path / "slurm"):
-            train(dataset, parts, out, recipe(epochs=1), launcher=srun)
+            with pytest.raises(KeyboardInterrupt):
+                train(dataset, parts, out, recipe(epochs=1), launcher=srun, workers=2, report=stopped_after(3))
+            before = (out / "metrics.jsonl").read_text()
+            train(dataset, parts, out, recipe(epochs=1), launcher=srun, workers=2)
+        assert (out / "metrics.jsonl").read_text().startswith(before), "no step is done twice"
         assert [row.steps for row in metrics(out) if isinstance(row, Steps)] == [6] * 6, "24 frames each"
         assert (out / "model.model").is_file()
 

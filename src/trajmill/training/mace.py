@@ -10,7 +10,6 @@ import json
 import math
 import os
 import pickle
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from trajmill.elements import NUMBERS
 from trajmill.errors import MissingExtraError, ModelError
 from trajmill.splits import Split
 from trajmill.training.recipes import TrainingRecipe, difference
-from trajmill.training.tasks import LAUNCHED, METRICS, PARENT, TASK, Epoch, Steps, Task, heard
+from trajmill.training.tasks import GRACE, LAUNCHED, METRICS, PARENT, STOP, TASK, Epoch, Steps, Task, heard
 from trajmill.writing import StrPath
 
 CARD, LOG = "card.json", "mace.log"
@@ -103,7 +102,10 @@ def train(
         return model
     task = _task(train_set, valid_set, out, recipe, device, workers)
     (out / TASK).write_bytes(pickle.dumps(task))
+    (out / STOP).unlink(missing_ok=True)
     _run(out, processes, launcher, report)
+    if not model.is_file():
+        raise ModelError(f"{out}: {_last_words(out)}")
     return model
 
 
@@ -196,11 +198,20 @@ def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> 
                 else:
                     log.write(line)
         except BaseException:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            (out / STOP).touch()
+            _wait(process)
             raise
     if process.returncode:
         raise ModelError(f"{out}: training ended with exit code {process.returncode}: {_last_words(out)}")
+
+
+def _wait(process: subprocess.Popen[str]) -> None:
+    """Wait for it to end, and end it where it does not."""
+    try:
+        process.wait(GRACE)
+    except BaseException:  # also Ctrl-C again
+        process.terminate()
+        raise
 
 
 def labelled(dataset: Dataset, energy: str) -> Dataset:

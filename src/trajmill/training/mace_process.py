@@ -7,8 +7,8 @@ standard output, a JSON object a line. With several processes, each has its shar
 
 The order of frames depends on seed and epoch alone, and a checkpoint has all that the next step depends on. So a
 training that was killed and goes on has the curve of one that was not; with MACE's own program it has another, since
-that repeats an epoch with its frames in the order of the first. Told to end, by SIGTERM or since nobody listens any
-more, it ends after the step that it is in, with a checkpoint: then no step is done twice.
+that repeats an epoch with its frames in the order of the first. Told to end, by a file, by SIGTERM or since nobody
+listens any more, it ends after the step that it is in, with a checkpoint: then no step is done twice.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from trajmill.locking import Lock
 from trajmill.mace_data import ToGraphs
 from trajmill.pieces import Pieces
 from trajmill.torch_data import FrameStream
-from trajmill.training.tasks import LAUNCHED, METRICS, PARENT, TASK, Epoch, Steps, Task, said
+from trajmill.training.tasks import GRACE, LAUNCHED, METRICS, PARENT, STOP, TASK, Epoch, Steps, Task, said
 
 STATE, BEST = "state.pt", "best.pt"
 """Files in the folder: the last checkpoint, and the weights with the lowest loss so far."""
@@ -58,10 +58,7 @@ ROWS = 100
 PATIENCE = 20
 """s to wait for another training in the same folder: one that nobody listens to any more ends after a step."""
 
-GRACE = 60
-"""s to go on for, at most, when nobody listens any more."""
-
-STOP = threading.Event()
+ENDING = threading.Event()
 """Set when it is time to end."""
 
 HEADS = ["Default"]
@@ -183,7 +180,7 @@ class Training:
 
     def _stopped(self) -> bool:
         """Tell whether it is time to end: for all processes as soon as for one, since none goes on alone."""
-        told = torch.tensor(float(STOP.is_set()), device="cpu")
+        told = torch.tensor(float(ENDING.is_set()), device="cpu")
         if self._ranks > 1:
             distributed.all_reduce(told, distributed.ReduceOp.MAX)
         return bool(told)
@@ -342,14 +339,16 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     out = Path(sys.argv[1])
     task: Task = pickle.loads((out / TASK).read_bytes())  # noqa: S301 (our own, just written)
-    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: ENDING.set())
+    threading.Thread(target=_watch, args=[out], daemon=True).start()
     device = _begun(task.device)
     torch.set_default_dtype(getattr(torch, task.recipe.dtype))
     torch.manual_seed(task.recipe.seed)
     try:
         with _alone(out) if _place()[0] == 0 else nullcontext():
             Training(out, task, device).run()
+    except StoppedError as stopped:
+        sys.stderr.write(f"{stopped}\n")  # and no error, of which launchers say much
     except TrajmillError as error:
         sys.exit(str(error))
     finally:
@@ -357,12 +356,16 @@ def main() -> None:
             distributed.destroy_process_group()
 
 
-def _end_with_parent() -> None:
-    """End when the process that listens is gone, however that ended; with a launcher it may be on another machine."""
+def _watch(out: Path) -> None:
+    """See when it is time to end: told so, or when the process that listens is gone, however that ended.
+
+    With a launcher that may be on another machine.
+    """
     parent = Path("/proc", os.environ[PARENT])
-    while LAUNCHED in sys.argv or not parent.parent.is_dir() or parent.is_dir():
+    watched = LAUNCHED not in sys.argv and parent.parent.is_dir()
+    while not (out / STOP).exists() and (parent.is_dir() or not watched):
         time.sleep(1)
-    STOP.set()
+    ENDING.set()
     time.sleep(GRACE)
     os._exit(1)
 

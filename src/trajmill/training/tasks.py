@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from trajmill.pieces import Pieces
 from trajmill.training.recipes import TrainingRecipe
 
-TASK, METRICS = "task.pickle", "metrics.jsonl"
-"""Files in the folder of a training."""
+TASK, METRICS, STOP = "task.pickle", "metrics.jsonl", "stop"
+"""Files in the folder of a training; when the last appears, it ends: `srun` would answer a signal by killing all."""
+
+GRACE = 120
+"""s that a training has to end in: the step that it is in, or a validation, and a checkpoint."""
 
 PARENT = "TRAJMILL_PARENT"
 """Environment variable with the process that listens; without it nobody would go on from what is trained."""
