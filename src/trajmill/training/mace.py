@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -198,7 +199,10 @@ def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> 
                 else:
                     log.write(line)
         except BaseException:
-            (out / STOP).touch()
+            if launcher:  # srun would answer a signal by killing all
+                (out / STOP).touch()
+            else:
+                process.send_signal(signal.SIGTERM)
             _wait(process)
             raise
     if process.returncode:

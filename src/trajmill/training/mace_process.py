@@ -55,7 +55,7 @@ STATE, BEST = "state.pt", "best.pt"
 ROWS = 100
 """Rows on training that an epoch has, about."""
 
-PATIENCE = 20
+PATIENCE = 10
 """s to wait for another training in the same folder: one that nobody listens to any more ends after a step."""
 
 ENDING = threading.Event()

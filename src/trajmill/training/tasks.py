@@ -9,7 +9,7 @@ from trajmill.pieces import Pieces
 from trajmill.training.recipes import TrainingRecipe
 
 TASK, METRICS, STOP = "task.pickle", "metrics.jsonl", "stop"
-"""Files in the folder of a training; when the last appears, it ends: `srun` would answer a signal by killing all."""
+"""Files in the folder of a training; when the last appears, it ends."""
 
 GRACE = 120
 """s that a training has to end in: the step that it is in, or a validation, and a checkpoint."""
