@@ -13,8 +13,8 @@ help:  ## list the commands
 demo: $(VENV)/.ase  ## build, release and read the small samples in tests/data
 	@BIN=$(BIN) sh examples/demo.sh
 
-test: $(VENV)/.test  ## run the tests; ARGS="-k name" picks some
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test  ## run the tests, two files at a time; ARGS="-k name" picks some
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.lint  ## check style and types
 	@$(BIN)/ruff check

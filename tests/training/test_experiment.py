@@ -57,8 +57,10 @@ def settings(tmp_path_factory):
     """Four datasets in their own formats, of one surface, but with zeros of energy of their own."""
     folder = tmp_path_factory.mktemp("experiment")
     rng = np.random.default_rng(0)
-    for name, n, zero in (("omat24", 8, 1.0), ("omat24-val", 3, 1.0), ("mptrj", 10, 0.0), ("matpes", 10, -0.5)):
+    for name, n, zero in (("omat24", 8, 1.0), ("omat24-val", 1, 1.0), ("mptrj", 10, 0.0), ("matpes", 10, -0.5)):
         runs = [run_of_emt(f"{name}-{i}", rng, zero=zero) for i in range(n)]
+        if name == "omat24-val":  # the only gold without copper
+            runs.append(run_of_emt("gold", rng, metals=("Au", "Au"), zero=zero))
         make_store(folder / f"{name}.store", runs)
         dataset = trajmill.open(folder / f"{name}.store")
         if name.startswith("omat24"):
@@ -155,7 +157,10 @@ class TestExperiment:
         assert [row.split("|")[1].strip() for row in rows[1:]] == [
             "omat24", "mptrj", "matpes", "lemat", "omat24-lemat"
         ]  # fmt: skip
-        assert re.fullmatch(r"\| lemat \|( \d of \d \(\d+%\) \|){4}", rows[4])
+        seen = "| lemat | 2 of 2 (100%) | 1 of 2 (50%) | 2 of 2 (100%) | 2 of 2 (100%) |"
+        assert rows[4] == seen, "all but gold are one alloy"
+        unseen = (out / "evaluation/unseen.md").read_text("utf-8").splitlines()
+        assert re.fullmatch(r"\| lemat \| - \| \d+\.\d \| - \| - \|", unseen[7])
         for link in re.findall(r"\]\(([^)]+)\)", text):
             assert (out / link).is_file(), link
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -32,7 +33,8 @@ def calculator(name: str, *, device: str = "cpu") -> Any:
     """
     kind, _, rest = name.partition(":")
     try:
-        with redirect_stdout(sys.stderr):  # models print what they have loaded
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():  # models print what they have loaded
+            warnings.simplefilter("ignore")  # torch's, e3nn's and MACE's of each other
             if kind in KNOWN:
                 return KNOWN[kind](rest, device)
             found = getattr(import_module(kind), rest)() if rest else None

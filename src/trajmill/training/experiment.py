@@ -304,7 +304,7 @@ def _written(experiment: Experiment, out: Path) -> Path:
         "# Models by test sets",
         "## Data",
         markdown(("dataset", "address", "part", "frames", "trajectories"), _of_data(experiment, out / "data")),
-        *(f"- {note}" for note in _notes(experiment, out / "data")),
+        "\n".join(f"- {note}" for note in _notes(experiment, out / "data")),
         "## Trainings",
         markdown(
             ("model", "trained on", "begun from", "epochs", "loss", "energy, meV/atom", "forces, meV/A",
@@ -326,7 +326,7 @@ def _written(experiment: Experiment, out: Path) -> Path:
         ", ".join(f"{name} {version(name)}" for name in ("trajmill", "mace-torch", "torch")),
     ]  # fmt: skip
     file = out / "report.md"
-    file.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+    file.write_text("\n\n".join(part.strip() for part in parts if part) + "\n", encoding="utf-8")
     return file
 
 

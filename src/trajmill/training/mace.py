@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -203,19 +204,12 @@ def _run(out: Path, processes: int, launcher: Sequence[str], report: Report) -> 
                 (out / STOP).touch()
             else:
                 process.send_signal(signal.SIGTERM)
-            _wait(process)
+            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # Ctrl-C again: at once
+                process.wait(GRACE)
+            process.kill()  # where it has not ended
             raise
     if process.returncode:
         raise ModelError(f"{out}: training ended with exit code {process.returncode}: {_last_words(out)}")
-
-
-def _wait(process: subprocess.Popen[str]) -> None:
-    """Wait for it to end, and end it where it does not."""
-    try:
-        process.wait(GRACE)
-    except BaseException:  # also Ctrl-C again
-        process.terminate()
-        raise
 
 
 def labelled(dataset: Dataset, energy: str) -> Dataset:
@@ -268,7 +262,7 @@ def _begin(out: Path, card: dict[str, Any], model: Path) -> None:
             if card["recipe"]["epochs"] > epochs:
                 model.unlink(missing_ok=True)
         (out / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{out}: cannot be used ({type(error).__name__}: {error})") from error
 
 
