@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -129,6 +130,39 @@ def test_what_a_model_has_not_seen(dataset, predicted, tmp_path):
     assert {file.name for file in made} >= {"unseen.md", "unseen.tex"}
     assert read(tmp_path / "unseen.md").splitlines()[4] == "| training.offsets:wrong | 0.0 |"
     assert "unseen.md" not in {file.name for file in evaluate(["training.offsets:wrong"], {"all": dataset}, tmp_path)}
+
+
+def test_what_models_were_trained_on_may_be_named(tmp_path):
+    def run(name, *symbols, energy):
+        return make_trajectory(name, symbols=symbols, immutable_id=name, energy=energy, n_frames=2)
+
+    make_store(tmp_path / "train", [run("mp-1", "Na", "Cl", energy=-1.0)])
+    make_store(tmp_path / "test", [run("mp-1", "Na", "Cl", energy=-1.0), run("mp-3", "Ni", "S", energy=-8.0)])
+    (tmp_path / "zero.py").write_text(ZERO)
+    command = [
+        sys.executable, "-m", "trajmill.cli", "evaluate", "zero:Zero", "--on", tmp_path / "test", "--trained-on",
+        tmp_path / "train", "--out", tmp_path / "out",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    (mean,) = re.findall(r"\| zero:Zero \| ([\d.]+) ", read(tmp_path / "out/matrix.md").split("## ")[1])
+    (new,) = re.findall(r"\| zero:Zero \| ([\d.]+) ", read(tmp_path / "out/unseen.md").split("## ")[1])
+    energies = {t.trajectory_id: t.energy for t in trajmill.open(tmp_path / "test").trajectories()}
+    assert float(new) == pytest.approx(1000 * np.abs(energies["mp-3-pbe"]).mean() / 2, abs=0.05)
+    assert float(mean) < float(new) / 1.5
+
+
+ZERO = """
+import numpy as np
+from ase.calculators.calculator import Calculator
+
+class Zero(Calculator):
+    implemented_properties = ["energy", "forces", "stress"]
+
+    def calculate(self, atoms, *_):
+        self.results = {"energy": 0.0, "forces": np.zeros((len(atoms), 3)), "stress": np.zeros(6)}
+"""
 
 
 def test_what_a_model_does_not_know_is_counted(dataset, predicted):

@@ -181,7 +181,7 @@ class TestTraining:
         (folder / "small.toml").write_text("\n".join(lines))
         out, chosen = folder / "together", load(str(folder / "small.toml"))
         with pytest.raises(KeyboardInterrupt):
-            train(dataset, parts, out, chosen, processes=2, report=stopped_after(3))
+            train(dataset, parts, out, chosen, processes=2, report=stopped_after(1))
         before = (out / "metrics.jsonl").read_text()
         found = trajmill_cli(
             "train", folder / "small.toml", "--on", folder / "store", "--split", folder / "split.parquet", "train",

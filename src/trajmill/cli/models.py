@@ -83,12 +83,18 @@ def evaluate(
             "--by", help="Also a table by source, functional, element, 'force range' or step; may be repeated."
         ),
     ] = None,
+    trained_on: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="That models were trained on: also a table of what is new to them."),
+    ] = None,
     plots: Annotated[
         bool, typer.Option("--plots", help="Also figures of parity and errors, PNG and SVG (extra figures).")
     ] = False,
     device: Device = "cpu",
 ) -> None:
     """Hold models against DFT: energies, forces, stresses. What was predicted before is not predicted again."""
+    from trajmill.dataset import Dataset
+    from trajmill.leakage import find_leakage
     from trajmill.report import RowProgress, print_paths
     from trajmill.training.evaluation import evaluate as run
 
@@ -97,9 +103,15 @@ def evaluate(
         datasets = {address: dataset.sample(sample) for address, dataset in datasets.items()}
     if empty := [address for address, dataset in datasets.items() if not len(dataset)]:
         raise ModelError(f"{empty[0]}: no frames to evaluate on")
+    seen = None
+    if trained_on is not None:
+        train_set = Dataset(trained_on)
+        with RowProgress("leakage") as progress:
+            found = {name: find_leakage(train_set, tested, report=progress.update) for name, tested in datasets.items()}
+        seen = {(model, name): its.trajectories for model in models for name, its in found.items()}
     with RowProgress("evaluate") as progress:
         made = run(
-            models, datasets, out, energy=energy, shift=shift, by=by or [], plots=plots, device=device,
+            models, datasets, out, energy=energy, shift=shift, by=by or [], plots=plots, seen=seen, device=device,
             report=progress.update,
         )  # fmt: skip
     print_paths(made)
