@@ -126,7 +126,7 @@ def test_what_a_model_has_not_seen(dataset, predicted, tmp_path):
     assert new == pytest.approx({(): 3.5, ("mp-1-pbe",): 3 * 5 / 6, ("mp-2-pbe", "other"): 5})
     assert math.isnan(score_unseen(errors, errors.trajectories)["force_mae"].value)
     seen = {("training.offsets:wrong", "all"): {"mp-1-pbe", "agm3-pbe", "agm4-pbe"}}
-    made = evaluate(["training.offsets:wrong"], {"all": dataset}, tmp_path, seen=seen)
+    made = evaluate(["training.offsets:wrong"], {"all": dataset}, tmp_path, seen=lambda *key: seen[key])
     assert {file.name for file in made} >= {"unseen.md", "unseen.tex"}
     assert read(tmp_path / "unseen.md").splitlines()[4] == "| training.offsets:wrong | 0.0 |"
     assert "unseen.md" not in {file.name for file in evaluate(["training.offsets:wrong"], {"all": dataset}, tmp_path)}

@@ -164,6 +164,17 @@ class TestExperiment:
         for link in re.findall(r"\]\(([^)]+)\)", text):
             assert (out / link).is_file(), link
 
+    def test_what_was_drawn_is_not_asked_for_again(self, done, settings):
+        out, report, _ = done
+        before = report.read_text("utf-8")
+        source = settings.with_name("mptrj.parquet")
+        source.rename(source.with_name("elsewhere"))
+        try:
+            run(load("lemat-appendix-d", settings), out)
+        finally:
+            source.with_name("elsewhere").rename(source)
+        assert report.read_text("utf-8") == before
+
     def test_other_settings_are_refused_in_its_folder(self, done, settings):
         other = settings.with_name("other.toml")
         other.write_text(settings.read_text().replace("train = 36", "train = 30"))

@@ -8,7 +8,7 @@ import pytest
 import trajmill
 from factories import make_store, make_trajectory
 from trajmill.errors import ModelError
-from trajmill.training.seen import find_seen, seen
+from trajmill.training.seen import find_seen
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def sets(tmp_path):
 
 def test_runs_materials_and_structures(sets, tmp_path):
     told = []
-    find_seen(*sets, tmp_path / "seen.parquet", lambda *how_far: told.append(how_far))
+    seen = find_seen(*sets, tmp_path / "seen.parquet", lambda *how_far: told.append(how_far))
     rows = [tuple(row.values()) for row in pq.read_table(tmp_path / "seen.parquet").to_pylist()]
     assert rows == [
         ("mp-1-pbe", "material", "mp-1-pbe"),
@@ -34,21 +34,20 @@ def test_runs_materials_and_structures(sets, tmp_path):
         ("agm1-pbe", "structure", "mp-2-pbe"),
         ("mp-1-pbe", "structure", "mp-1-pbe"),
     ]
-    assert seen(tmp_path / "seen.parquet") == {"mp-1-pbe", "agm1-pbe"}
+    assert seen == {"mp-1-pbe", "agm1-pbe"}
     assert told[-1][0] == told[-1][1] > 0
 
 
 def test_what_was_found_is_not_looked_for_again(sets, tmp_path):
-    find_seen(*sets, tmp_path / "seen.parquet")
+    seen = find_seen(*sets, tmp_path / "seen.parquet")
     before = (tmp_path / "seen.parquet").stat().st_mtime_ns
-    find_seen(None, None, tmp_path / "seen.parquet")
+    assert find_seen(None, None, tmp_path / "seen.parquet") == seen
     assert (tmp_path / "seen.parquet").stat().st_mtime_ns == before
 
 
 def test_nothing_is_seen(sets, tmp_path):
     train, test = sets
-    find_seen(train, test.only(["mp-3-pbe"]), tmp_path / "seen.parquet")
-    assert seen(tmp_path / "seen.parquet") == set()
+    assert find_seen(train, test.only(["mp-3-pbe"]), tmp_path / "seen.parquet") == set()
 
 
 def test_a_place_that_is_none(sets, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -103,16 +104,17 @@ def evaluate(
         datasets = {address: dataset.sample(sample) for address, dataset in datasets.items()}
     if empty := [address for address, dataset in datasets.items() if not len(dataset)]:
         raise ModelError(f"{empty[0]}: no frames to evaluate on")
-    seen = None
-    if trained_on is not None:
-        train_set = Dataset(trained_on)
-        with RowProgress("leakage") as progress:
-            found = {name: find_leakage(train_set, tested, report=progress.update) for name, tested in datasets.items()}
-        seen = {(model, name): its.trajectories for model in models for name, its in found.items()}
+    train_set = None if trained_on is None else Dataset(trained_on)
     with RowProgress("evaluate") as progress:
+
+        @cache
+        def seen(test: str) -> list[str]:
+            assert train_set is not None  # noqa: S101 (else it is not asked)
+            return find_leakage(train_set, datasets[test], report=partial(progress.update, what="leakage")).trajectories
+
         made = run(
-            models, datasets, out, energy=energy, shift=shift, by=by or [], plots=plots, seen=seen, device=device,
-            report=progress.update,
+            models, datasets, out, energy=energy, shift=shift, by=by or [], plots=plots, device=device,
+            seen=None if train_set is None else lambda _, test: seen(test), report=progress.update,
         )  # fmt: skip
     print_paths(made)
     sys.stdout.write(made[0].read_text(encoding="utf-8"))

@@ -31,7 +31,7 @@ def curves(trainings: Mapping[str, Sequence[Epoch]], out: Path) -> list[Path]:
 
     Raises:
         MissingExtraError: matplotlib is not installed (extra `figures`).
-        OSError: the files cannot be written.
+        FigureError: the files cannot be written.
     """
     with style.applied():
         figure, (row,) = style.panels(1, len(PANELS), (3.2, 2.8))

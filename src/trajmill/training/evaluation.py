@@ -21,6 +21,9 @@ GROUPS = ("source", "functional", "element", "force range", "step")
 
 Report = Callable[[int, int], None]
 
+Seen = Callable[[str, str], Iterable[str]]
+"""Tells which trajectories of a test set a model was trained on, or on what is like them."""
+
 
 def evaluate(
     models: Sequence[str] | Mapping[str, str],
@@ -31,7 +34,7 @@ def evaluate(
     shift: str = "none",
     by: Sequence[str] = (),
     plots: bool = False,
-    seen: Mapping[tuple[str, str], Iterable[str]] | None = None,
+    seen: Seen | None = None,
     device: str = "cpu",
     report: Report = lambda *_: None,
 ) -> list[Path]:
@@ -47,8 +50,8 @@ def evaluate(
         shift: how energies are put on one scale, one of `SHIFTS`; stated in the table.
         by: groupings, each with a table `by_` of its own, of `GROUPS`.
         plots: whether figures are drawn as well, into `plots/`.
-        seen: trajectories that a model was trained on, or on what is like them, by model and test set; with it a matrix
-            `unseen` of all others is made.
+        seen: asked of each model and test set when all is predicted; a matrix `unseen` of all other trajectories is
+            made as well.
         device: `cpu` or `cuda`.
         report: told frames done and frames in all.
 
@@ -57,6 +60,7 @@ def evaluate(
 
     Raises:
         ModelError: no such model, shift or grouping, or nothing can be written.
+        FigureError: a figure cannot be written.
         MissingExtraError: the package of a model, or matplotlib for figures (extra `figures`), is not installed.
     """
     _check(energy, shift, by)
@@ -110,7 +114,7 @@ def _tables(
     shift: str,
     by: Sequence[str],
     without: Mapping[str, int],
-    seen: Mapping[tuple[str, str], Iterable[str]] | None,
+    seen: Seen | None,
 ) -> list[Path]:
     """Write the tables."""
     scores: Scores = {key: its.scores for key, its in found.items()}
@@ -118,7 +122,7 @@ def _tables(
     texts = {f"scores.{suffix}": form(KEYS, scores, called) for suffix, form in FORMATS.items()}
     texts |= {f"matrix.{suffix}": form(scores, called) for suffix, form in MATRICES.items()}
     if seen is not None:
-        unseen: Scores = {key: score_unseen(its.errors, seen[key]) for key, its in found.items()}
+        unseen: Scores = {key: score_unseen(its.errors, seen(*key)) for key, its in found.items()}
         texts |= {f"unseen.{suffix}": form(unseen, called) for suffix, form in MATRICES.items()}
     texts["frames.md"] = _frames(found, energy, shift, without)
     for name in ("scores.md", "matrix.md"):

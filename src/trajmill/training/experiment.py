@@ -26,7 +26,7 @@ from trajmill.training.curves import curves
 from trajmill.training.evaluation import evaluate
 from trajmill.training.mace import check_device, elements_of, labelled, metrics, train
 from trajmill.training.recipes import BUILT_IN, Section, TrainingRecipe, checked, difference
-from trajmill.training.seen import find_seen, seen
+from trajmill.training.seen import find_seen
 from trajmill.training.tables import markdown
 from trajmill.training.tasks import Epoch, Steps
 from trajmill.writing import StrPath
@@ -115,6 +115,9 @@ class Stage:
     name: str
 
 
+Seen = dict[tuple[str, str], set[str]]
+"""By model and test set: trajectories that the model has seen."""
+
 HowFar = Steps | Epoch | tuple[int, int] | None
 
 Report = Callable[[Stage, HowFar], None]
@@ -177,17 +180,15 @@ def run(
     if not launcher:
         check_device(device)
     _begin(experiment, out)
-    for data in experiment.data.values():  # before the first of them is read for hours
-        for address in filter(None, (data.address, data.test)):
-            Dataset(address)
+    for name, data in experiment.data.items():
+        if not _is_drawn(out / "data", name):
+            for address in filter(None, (data.address, data.test)):
+                Dataset(address)  # before the first of them is read for hours
     for name in experiment.data:
         report(Stage("draw", name), None)
         _drawn(experiment, name, out / "data")
     _check_elements(experiment, out / "data")
-    for name in dict.fromkeys(training.on for training in experiment.trainings.values()):
-        stage = Stage("compare", name)
-        report(stage, None)
-        _compared(experiment, name, out / "data", stage, report)
+    seen = _compared(experiment, out / "data", report)
     models: dict[str, str] = {}
     for name, training in experiment.trainings.items():
         stage = Stage("train", name)
@@ -199,15 +200,14 @@ def run(
             device=device, processes=processes, launcher=launcher, workers=workers, report=partial(report, stage),
         )  # fmt: skip
         models[name] = f"mace:{model}"
-    known = _seen_by(experiment, out / "data")
     stage = Stage("evaluate", "")
     report(stage, None)
     evaluate(
         models, {name: Dataset(out / "data" / f"{name}.test.parquet") for name in experiment.tests},
         out / "evaluation", energy=experiment.energy, shift=experiment.shift, by=("force range", "element"), plots=True,
-        seen=known, device=device, report=lambda done, total: report(stage, (done, total)),
+        seen=lambda *key: seen[key], device=device, report=lambda done, total: report(stage, (done, total)),
     )  # fmt: skip
-    return _written(experiment, out)
+    return _written(experiment, out, seen)
 
 
 def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +242,15 @@ def _begin(experiment: Experiment, out: Path) -> None:
         raise ModelError(f"{out}: cannot be used ({error})") from error
 
 
+def _files(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return where what was drawn of a dataset is: to train on and validate with, and to test with."""
+    return folder / f"{name}.parquet", folder / f"{name}.test.parquet"
+
+
+def _is_drawn(folder: Path, name: str) -> bool:
+    return all(file.is_file() for file in _files(folder, name))
+
+
 def _split(file: Path) -> Path:
     return file.with_name(f"{file.stem}.split.parquet")
 
@@ -249,8 +258,8 @@ def _split(file: Path) -> Path:
 def _drawn(experiment: Experiment, name: str, folder: Path) -> None:
     """Draw what is trained on, validated with and tested with, and keep it; what is there already is left."""
     data, frames = experiment.data[name], experiment.frames
-    file, test = folder / f"{name}.parquet", folder / f"{name}.test.parquet"
-    if not (file.is_file() and test.is_file()):
+    file, test = _files(folder, name)
+    if not _is_drawn(folder, name):
         dataset = Dataset(data.address)
         wanted = frames.model_dump(exclude=set() if data.test is None else {"test"})
         parts = draw(dataset, wanted, balance=LEMAT_TRAJ if data.balanced else None, seed=experiment.seed)
@@ -279,16 +288,26 @@ def _check_elements(experiment: Experiment, folder: Path) -> None:
             )
 
 
-def _compared(experiment: Experiment, name: str, folder: Path, stage: Stage, report: Report) -> None:
-    """Find what a training set has seen of each test set."""
-    train = Split.load(_split(folder / f"{name}.parquet")).of(Dataset(folder / f"{name}.parquet"), "train")
-    for test in experiment.tests:
-        tested = Dataset(folder / f"{test}.test.parquet")
-        find_seen(train, tested, _seen(folder, name, test), lambda done, total: report(stage, (done, total)))
+def _compared(experiment: Experiment, folder: Path, report: Report) -> Seen:
+    """Find which trajectories of each test set each model, or those that it begins from, have seen."""
+    found: Seen = {}
+    for name in dict.fromkeys(training.on for training in experiment.trainings.values()):
+        stage = Stage("compare", name)
+        report(stage, None)
+        file, _ = _files(folder, name)
+        train = Split.load(_split(file)).of(Dataset(file), "train")
 
+        def told(done: int, total: int, stage: Stage = stage) -> None:
+            report(stage, (done, total))
 
-def _seen(folder: Path, name: str, test: str) -> Path:
-    return folder / f"{name}.seen-of-{test}.parquet"
+        for test in experiment.tests:
+            tested, kept = Dataset(_files(folder, test)[1]), folder / f"{name}.seen-of-{test}.parquet"
+            found[name, test] = find_seen(train, tested, kept, told)
+    return {
+        (name, test): set().union(*(found[on, test] for on in _trained_on(experiment, name)))
+        for name in experiment.trainings
+        for test in experiment.tests
+    }
 
 
 def _of_its_own(address: str, frames: int, seed: int) -> Dataset:
@@ -296,7 +315,7 @@ def _of_its_own(address: str, frames: int, seed: int) -> Dataset:
     return dataset if len(dataset) <= frames else draw(dataset, {"test": frames}, seed=seed).of(dataset, "test")
 
 
-def _written(experiment: Experiment, out: Path) -> Path:
+def _written(experiment: Experiment, out: Path, seen: Seen) -> Path:
     """Write the report: what was trained on what, how it went, and how far the models are from DFT."""
     told = {name: metrics(out / "models" / name) for name in experiment.trainings}
     figure, _ = curves({name: [row for row in rows if isinstance(row, Epoch)] for name, rows in told.items()}, out)
@@ -318,7 +337,7 @@ def _written(experiment: Experiment, out: Path) -> Path:
         (out / "evaluation" / "matrix.md").read_text(encoding="utf-8").replace("## ", "### "),
         "## What models have seen",
         OF_SEEN,
-        markdown(("model", *experiment.tests), _of_seen(experiment, out / "data")),
+        markdown(("model", *experiment.tests), _of_seen(experiment, out / "data", seen)),
         (out / "evaluation" / "unseen.md").read_text(encoding="utf-8").replace("## ", "### "),
         "## Frames",
         (out / "evaluation" / "frames.md").read_text(encoding="utf-8"),
@@ -348,23 +367,14 @@ def _notes(experiment: Experiment, folder: Path) -> list[str]:
     return [f"{name}: {note}" for name, its in splits.items() for note in its.notes]
 
 
-def _of_seen(experiment: Experiment, folder: Path) -> list[list[str]]:
+def _of_seen(experiment: Experiment, folder: Path, seen: Seen) -> list[list[str]]:
     """Count trajectories of test sets that models have seen."""
-    tested = {test: len(Dataset(folder / f"{test}.test.parquet").trajectory_ids()) for test in experiment.tests}
-    counts = {key: len(its) for key, its in _seen_by(experiment, folder).items()}
+    tested = {test: len(Dataset(_files(folder, test)[1]).trajectory_ids()) for test in experiment.tests}
+    counts = {key: len(its) for key, its in seen.items()}
     return [
         [name, *(f"{counts[name, test]:,} of {n:,} ({counts[name, test] / n:.0%})" for test, n in tested.items())]
         for name in experiment.trainings
     ]
-
-
-def _seen_by(experiment: Experiment, folder: Path) -> dict[tuple[str, str], set[str]]:
-    """Return the trajectories of each test set that each model, or those that it begins from, have seen."""
-    return {
-        (name, test): set().union(*(seen(_seen(folder, on, test)) for on in _trained_on(experiment, name)))
-        for name in experiment.trainings
-        for test in experiment.tests
-    }
 
 
 def _trained_on(experiment: Experiment, name: str) -> list[str]:
@@ -379,8 +389,9 @@ def _of_training(experiment: Experiment, name: str, rows: list[Steps | Epoch]) -
     last = [row for row in epochs if row.stage == epochs[-1].stage]
     best = min(last, key=lambda row: row.loss)
     stress = "-" if best.stress_mae is None else f"{1000 * best.stress_mae:.2f}"
-    speed = sum(row.frames_per_s or 0 for row in epochs) / len(epochs)
+    speeds = [row.frames_per_s for row in epochs if row.frames_per_s is not None]  # none where it was only validated
+    speed = f"{sum(speeds) / len(speeds):,.0f}" if speeds else "-"
     return [
         name, training.on, training.after or "-", str(len(epochs)), f"{best.loss:.4g}",
-        f"{1000 * best.energy_mae:.1f}", f"{1000 * best.force_mae:.1f}", stress, f"{speed:,.0f}",
+        f"{1000 * best.energy_mae:.1f}", f"{1000 * best.force_mae:.1f}", stress, speed,
     ]  # fmt: skip

@@ -34,6 +34,9 @@ from trajmill.writing import StrPath
 CARD, LOG = "card.json", "mace.log"
 """What was trained, on what, with what; and what MACE says."""
 
+FIXED = ("recipe", "foundation", "split", "frames")
+"""Of a card: what a training that goes on has in common with the one that began, but for the number of epochs."""
+
 PACKAGES = ("trajmill", "mace-torch", "torch", "e3nn", "numpy")
 
 SAMPLE = 1000
@@ -252,14 +255,13 @@ def _begin(out: Path, card: dict[str, Any], model: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if (out / CARD).is_file():
             before = json.loads((out / CARD).read_text(encoding="utf-8"))
-            epochs = before["recipe"].pop("epochs")
-            fixed = {name: card[name] for name in ("recipe", "foundation", "split", "frames")}
-            fixed["recipe"] = {key: value for key, value in card["recipe"].items() if key != "epochs"}
-            if key := difference(before, fixed):
+            epochs, wanted = before["recipe"]["epochs"], card["recipe"]["epochs"]
+            as_long = card | {"recipe": card["recipe"] | {"epochs": epochs}}
+            if key := difference(*({name: its[name] for name in FIXED} for its in (before, as_long))):
                 raise ModelError(f"{out}: holds a training with another {key}; choose a new folder")
-            if card["recipe"]["epochs"] < epochs:
+            if wanted < epochs:
                 raise ModelError(f"{out}: holds a training of {epochs} epochs; it can only be made longer")
-            if card["recipe"]["epochs"] > epochs:
+            if wanted > epochs:
                 model.unlink(missing_ok=True)
         (out / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

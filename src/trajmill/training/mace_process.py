@@ -48,6 +48,7 @@ from trajmill.mace_data import ToGraphs
 from trajmill.pieces import Pieces
 from trajmill.torch_data import FrameStream
 from trajmill.training.tasks import GRACE, LAUNCHED, METRICS, PARENT, STOP, TASK, Epoch, Steps, Task, said
+from trajmill.writing import whole
 
 STATE, BEST = "state.pt", "best.pt"
 """Files in the folder: the last checkpoint, and the weights with the lowest loss so far."""
@@ -261,9 +262,8 @@ class Training:
     def _save(self, name: str, content: Any) -> None:
         """Write a file at once or not at all."""
         if self._first:
-            aside = self._out / f".{name}.tmp"
-            torch.save(content, aside)
-            aside.replace(self._out / name)
+            with whole(self._out / name, ModelError) as aside:
+                torch.save(content, aside)
 
 
 class _Clock:

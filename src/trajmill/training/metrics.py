@@ -185,7 +185,8 @@ def score(errors: Errors, chosen: BoolArray | None = None, *, draws: int = 1000,
 
 def score_unseen(errors: Errors, seen: Iterable[str], **options: Any) -> dict[str, Score]:
     """Return every metric, of frames of trajectories that are not among those that a model has seen."""
-    new = ~np.isin(np.array(errors.trajectories, object), list(seen))
+    known = set(seen)
+    new = np.array([name not in known for name in errors.trajectories], bool)
     return score(errors, new[errors.trajectory], **options)
 
 

@@ -120,7 +120,8 @@ def save(found: Found, out: Path, *, energy: str, shift: str) -> list[Path]:
 
     Raises:
         MissingExtraError: matplotlib is not installed (extra `figures`).
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be made.
+        FigureError: a file cannot be written.
     """
     spreads = {key: [spread(its, quantity) for quantity in QUANTITIES] for key, its in found.items()}
     drawings = {"errors": partial(error_shares, spreads)}

@@ -119,16 +119,17 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return the first key of settings that is not as before, `section.key` within a section; None where all are.
 
     Args:
-        before: as they were read from JSON; it may have more keys.
+        before: as they were read from JSON.
         now: what JSON may be made of.
     """
-    for key, value in json.loads(json.dumps(now)).items():
-        was = before.get(key)
-        if isinstance(value, dict) and isinstance(was, dict):
-            if (within := difference(was, value)) or (within := next((k for k in was if k not in value), None)):
+    now = json.loads(json.dumps(now))
+    for key in {**now, **before}:
+        was, value = before.get(key), now.get(key)
+        if isinstance(was, dict) and isinstance(value, dict):
+            if within := difference(was, value):
                 return f"{key}.{within}"
-        elif was != value:
-            return str(key)
+        elif was != value or (key in before) != (key in now):
+            return key
     return None
 
 

@@ -245,7 +245,7 @@ def _read(out: Path, about: dict[str, Any]) -> list[Relaxed]:
         table = pq.read_table(out)
         before = json.loads((table.schema.metadata or {})[_ABOUT])
         found = [Relaxed(**row) for row in table.to_pylist()]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise ModelError(f"{out}: is there already, and no relaxations of trajmill; choose another name") from error
     if key := difference(before, about):
         what = {"model": "by another model", "of": "of other trajectories"}.get(key, f"with another {key}")

@@ -20,8 +20,10 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("trajectory_id", "sign", "t
 """A trajectory of the test set, what it has in common, and with which one of the training set."""
 
 
-def find_seen(train: Dataset, test: Dataset, file: Path, report: Callable[[int, int], None] = lambda *_: None) -> None:
-    """Find what a training set has seen of a test set, and write it; a file that is there is left.
+def find_seen(
+    train: Dataset, test: Dataset, file: Path, report: Callable[[int, int], None] = lambda *_: None
+) -> set[str]:
+    """Find what a training set has seen of a test set, and write it; what a file that is there says is taken.
 
     Args:
         train: what is trained on.
@@ -29,19 +31,15 @@ def find_seen(train: Dataset, test: Dataset, file: Path, report: Callable[[int, 
         file: Parquet file to make, a row for each sign of each trajectory; `prototype` is not one that is looked at.
         report: told how much is done, and how much there is.
 
+    Returns:
+        The trajectories of the test set with any sign.
+
     Raises:
         ModelError: the file cannot be written.
     """
-    if file.is_file():
-        return
-    found = find_leakage(train, test, report=report).found
-    rows = [
-        dict(zip(SCHEMA.names, (ours, sign, theirs), strict=True)) for sign in SIGNS[1:] for ours, theirs in found[sign]
-    ]
-    with whole(file, ModelError) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), aside)
-
-
-def seen(file: Path) -> set[str]:
-    """Return the trajectories of the test set of which any sign was found."""
+    if not file.is_file():
+        found = find_leakage(train, test, report=report).found
+        rows = [(ours, sign, theirs) for sign in SIGNS[1:] for ours, theirs in found[sign]]
+        with whole(file, ModelError) as aside:
+            pq.write_table(pa.Table.from_pylist([dict(zip(SCHEMA.names, r, strict=True)) for r in rows], SCHEMA), aside)
     return set(pq.read_table(file)["trajectory_id"].to_pylist())
